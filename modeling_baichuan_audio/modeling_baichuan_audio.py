@@ -1,0 +1,420 @@
+"""Baichuan-Audio (arXiv 2502.17239): an LLM that reads and writes text and audio codes, with the parts that make codes and sound."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_baichuan_audio import BaichuanAudioConfig
+from .generation_baichuan_audio import BaichuanAudioGenerationMixin, set_generation_defaults
+from .modeling_audio_head import BaichuanAudioHead
+from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
+from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths
+from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
+from .modeling_vocoder import BaichuanAudioVocoder
+
+
+# What a saved config.json tells the Auto classes, for loading without this package (`trust_remote_code=True`).
+_AUTO_MAP = {
+    "AutoConfig": "configuration_baichuan_audio.BaichuanAudioConfig",
+    "AutoModel": "modeling_baichuan_audio.BaichuanAudioModel",
+    "AutoModelForCausalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+    "AutoModelForMultimodalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+    "AutoModelForTextToWaveform": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+}
+
+
+@dataclass
+class BaichuanAudioCausalLMOutputWithPast(ModelOutput):
+    """
+    Args:
+        loss (scalar, *optional*): text cross-entropy, when `labels` were given.
+        logits (`(batch, kept, vocab_size)`): text logits of the last `logits_to_keep` positions.
+        audio_logits (`tuple`, *optional*): with `output_audio_logits=True`, one `(batch, frames, codebook_size + 1)` tensor per
+            codebook: teacher-forced logits of every audio frame of the input that has a position before it.
+        past_key_values (`Cache`, *optional*): keys and values of the LLM.
+        last_hidden_state (`(batch, time, hidden_size)`): the LLM's output after its last norm.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    audio_logits: tuple[torch.FloatTensor, ...] | None = None
+    past_key_values: Cache | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
+    """LLM backbone, embeddings of audio codes and speech tokenizer: text and speech in, hidden states out."""
+
+    config: BaichuanAudioConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    output_modalities = ("text", "audio")
+    _no_split_modules = ["BaichuanAudioTransformerLayer", "AudioHeadLayer", "EstimatorStage"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    # HiFT is small and integrates a phase: it stays in float32 whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["vocoder"]
+
+    def __init__(self, config: BaichuanAudioConfig):
+        super().__init__(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        hidden_size, sizes = config.text_config.hidden_size, config.audio_tokenizer_config.codebook_sizes
+        # The last row of each table is the end-of-audio symbol.
+        self.audio_embed_layers = nn.ModuleList([nn.Embedding(size + 1, hidden_size) for size in sizes])
+        self.audio_tokenizer = BaichuanAudioTokenizerModel._from_config(config.audio_tokenizer_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """(rows, num_codebooks) int64 codes -> (rows, hidden_size): the sum over the codebooks."""
+        return sum(table(column) for table, column in zip(self.audio_embed_layers, codes.unbind(1)))
+
+    @torch.no_grad()
+    def get_audio_codes(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.LongTensor:
+        """Mel features (chunks, num_mel_bins, mel_frames) -> codes (chunks, num_codebooks, frames), -1 past the end."""
+        return self.audio_tokenizer.encode(input_features, input_features_mask).audio_codes
+
+    @can_return_tuple
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """
+        What the LLM reads in place of the audio tokens.
+
+        Args:
+            input_features (`(chunks, num_mel_bins, mel_frames)`), input_features_mask (`(chunks, mel_frames)`, *optional*).
+
+        Returns:
+            `last_hidden_state`: the encoder's output (chunks, time, width); `pooler_output`: the embedded frames of all chunks in
+            order, (frames, hidden_size).
+        """
+        with torch.no_grad():
+            encoded = self.audio_tokenizer.encode(input_features, input_features_mask)
+        codes = encoded.audio_codes.transpose(1, 2)[encoded.audio_codes_mask]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.last_hidden_state, pooler_output=self.embed_codes(codes)
+        )
+
+    def get_placeholder_mask(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
+        """(batch, time) True at the audio tokens that stand for a frame each."""
+        return input_ids == self.config.audio_pad_token_id
+
+    def resolve_audio_codes(
+        self,
+        input_ids: torch.LongTensor,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_codes: torch.LongTensor | None = None,
+    ) -> torch.LongTensor | None:
+        """
+        One code frame for every audio token of the prompt.
+
+        `audio_codes` lists a row's frames in the order of its audio tokens. Frames left at -1 are filled, in order, with the codes of
+        `input_features`; without `audio_codes` all of them come from there.
+
+        Returns:
+            `(batch, num_codebooks, frames)` int64, -1 past a row's last audio token, or None without audio.
+
+        Raises:
+            ValueError: more or fewer frames than audio tokens.
+        """
+        counts = self.get_placeholder_mask(input_ids).sum(-1)
+        total, codebooks = int(counts.sum()), self.config.audio_tokenizer_config.num_codebooks
+        if total == 0 and input_features is None and audio_codes is None:
+            return None
+        slots = torch.arange(int(counts.max()), device=input_ids.device) < counts[:, None]
+        codes = torch.full((input_ids.shape[0], slots.shape[1], codebooks), -1, device=input_ids.device)
+        if audio_codes is not None:
+            check_codes(audio_codes, self.config.audio_tokenizer_config.codebook_sizes)
+            if audio_codes.shape[0] != input_ids.shape[0] or audio_codes.shape[2] < slots.shape[1]:
+                raise ValueError(
+                    f"`audio_codes` of shape {tuple(audio_codes.shape)} cannot fill the audio tokens of the prompt: "
+                    f"{input_ids.shape[0]} rows with {counts.tolist()} tokens."
+                )
+            codes = audio_codes.to(codes.device).transpose(1, 2)[:, : slots.shape[1]].masked_fill(~slots[..., None], -1)
+        empty = slots & (codes < 0).any(-1)
+        encoded = codes.new_zeros((0, codebooks))
+        if input_features is not None:
+            chunks = self.get_audio_codes(input_features, input_features_mask).transpose(1, 2)
+            encoded = chunks[(chunks >= 0).all(-1)].to(codes.device)
+        if int(empty.sum()) != len(encoded):
+            raise ValueError(
+                f"The prompt has {int(empty.sum())} audio tokens without codes, but `input_features` gives {len(encoded)} frames."
+            )
+        codes = codes.clone()
+        codes[empty] = encoded
+        return codes.transpose(1, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_codes: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids (`(batch, time)`, int64): text, with one audio token per audio frame.
+            attention_mask (`(batch, time)`, *optional*), position_ids, past_key_values, use_cache: as for any decoder.
+            inputs_embeds (`(batch, time, hidden_size)`, *optional*): instead of `input_ids`; audio must be embedded already.
+            input_features (`(chunks, num_mel_bins, mel_frames)`, *optional*): every chunk of every audio, in prompt order.
+            input_features_mask (`(chunks, mel_frames)`, *optional*): 1 where a chunk has a frame.
+            audio_codes (`(batch, num_codebooks, frames)`, *optional*): codes of the audio tokens; see `resolve_audio_codes`.
+
+        Raises:
+            ValueError: audio that does not match the audio tokens, or neither or both of `input_ids` and `inputs_embeds`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            codes = self.resolve_audio_codes(input_ids, input_features, input_features_mask, audio_codes)
+            if codes is not None:
+                frames = codes.transpose(1, 2)
+                embedded = self.embed_codes(frames[(frames >= 0).all(-1)])
+                mask = self.get_placeholder_mask(input_ids)[..., None]
+                inputs_embeds = inputs_embeds.masked_scatter(mask, embedded.to(inputs_embeds.dtype))
+        elif input_features is not None or audio_codes is not None:
+            raise ValueError("`inputs_embeds` cannot be combined with `input_features` or `audio_codes`.")
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenerationMixin):
+    """The whole model: speech and text in, text and speech out.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_baichuan_audio import BaichuanAudioForCausalLM
+    >>> from modeling_baichuan_audio.conversion import tiny_config
+    >>> model = BaichuanAudioForCausalLM(tiny_config()).eval()
+    >>> codes = torch.zeros(1, 8, 25, dtype=torch.long)
+    >>> model.decode_audio(codes, seed=0)[0].shape  # 99 mel frames of 480 samples
+    torch.Size([47520])
+
+    ```
+    """
+
+    config: BaichuanAudioConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    output_modalities = ("text", "audio")
+    _no_split_modules = BaichuanAudioModel._no_split_modules
+    _skip_keys_device_placement = BaichuanAudioModel._skip_keys_device_placement
+    _keep_in_fp32_modules_strict = BaichuanAudioModel._keep_in_fp32_modules_strict
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: BaichuanAudioConfig):
+        super().__init__(config)
+        self.model = BaichuanAudioModel(config)
+        self.vocab_size = config.text_config.vocab_size
+        self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
+        self.audio_head = BaichuanAudioHead._from_config(config.audio_head_config)
+        # The U-Net's chunk mask and the short depth transformer are made for sdpa, whatever the LLM runs on.
+        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(config.flow_matching_config)
+        self.vocoder = None if config.vocoder_config is None else BaichuanAudioVocoder._from_config(config.vocoder_config)
+        self.post_init()
+        set_generation_defaults(self.generation_config)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
+        model, loading_info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        set_generation_defaults(model.generation_config)
+        return (model, loading_info) if output_loading_info else model
+
+    def set_auto_map(self) -> None:
+        """Names every Auto class in the config, as saved folders carry the code files."""
+        self.config.auto_map = dict(_AUTO_MAP)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """See [`~transformers.PreTrainedModel.save_pretrained`]; code files for the Hub are written next to the weights."""
+        self.set_auto_map()
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def audio_tokenizer(self) -> BaichuanAudioTokenizerModel:
+        return self.model.audio_tokenizer
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_audio_codes(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.LongTensor:
+        """See [`BaichuanAudioModel.get_audio_codes`]."""
+        return self.model.get_audio_codes(input_features, input_features_mask)
+
+    def get_audio_features(self, input_features, input_features_mask=None, **kwargs):
+        """See [`BaichuanAudioModel.get_audio_features`]."""
+        return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
+
+    def require_vocoder(self) -> BaichuanAudioVocoder:
+        """The vocoder.
+
+        Raises:
+            ValueError: the checkpoint has none.
+        """
+        if self.vocoder is None:
+            raise ValueError(
+                "This checkpoint has no vocoder, so it cannot make a waveform. Add one with "
+                "`baichuan-audio convert CHECKPOINT OUTPUT --hift hift.pt`, or ask for codes only (`output_audio=False`)."
+            )
+        return self.vocoder
+
+    @torch.no_grad()
+    def decode_audio(
+        self,
+        audio_codes: torch.LongTensor | list[torch.LongTensor],
+        seed: int | list[int] | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        num_codebooks: int | None = None,
+        batch_size: int = 8,
+    ) -> list[torch.Tensor]:
+        """
+        Codes -> waveforms, through the mel decoder, flow matching and the vocoder.
+
+        Args:
+            audio_codes (`(batch, num_codebooks, frames)` padded with -1, or a list of `(num_codebooks, frames)`): clips.
+            seed (`int` or one per clip, *optional*): of all noise; a clip's sound depends on its codes and its seed alone.
+            num_steps, guidance (*optional*): of the flow-matching solver; the config's by default.
+            num_codebooks (`int`, *optional*): use only the first ones.
+            batch_size (`int`, defaults to 8): clips decoded at once.
+
+        Returns:
+            One float32 `(samples,)` tensor per clip at `config.sampling_rate`: F frames give `(4 F - 1) * 480` samples.
+
+        Raises:
+            ValueError: no vocoder, or codes the tokenizer refuses.
+        """
+        vocoder = self.require_vocoder()
+        if isinstance(audio_codes, torch.Tensor):
+            check_codes(audio_codes, self.config.audio_tokenizer_config.codebook_sizes)
+            audio_codes = [clip[:, :length] for clip, length in zip(audio_codes, frame_lengths(audio_codes).tolist())]
+        seeds = draw_seeds(seed, len(audio_codes))
+        waveforms = []
+        for start in range(0, len(audio_codes), batch_size):
+            clips = [clip.to(self.device).transpose(0, 1) for clip in audio_codes[start : start + batch_size]]
+            batch = nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=-1).transpose(1, 2)
+            decoded = self.audio_tokenizer.decode(batch, num_codebooks)
+            flow = self.flow_matching(
+                decoded.hidden_states,
+                decoded.hidden_lengths,
+                seed=seeds[start : start + batch_size],
+                num_steps=num_steps,
+                guidance=guidance,
+            )
+            sound = vocoder(flow.mel, flow.mel_lengths, seed=seeds[start : start + batch_size])
+            waveforms += [wave[:length] for wave, length in zip(sound.waveform, sound.waveform_lengths.tolist())]
+        return waveforms
+
+    def _audio_logits(self, input_ids, audio_codes, last_hidden_state) -> tuple[torch.Tensor, ...]:
+        """Teacher-forced audio logits of every audio token, scattered to (batch, frames, classes)."""
+        is_frame = self.model.get_placeholder_mask(input_ids)
+        if bool(is_frame[:, 0].any()):
+            raise ValueError("`output_audio_logits` needs a position before the first audio token of every row.")
+        frames = audio_codes.transpose(1, 2)
+        slots = (frames >= 0).all(-1)
+        before = last_hidden_state[:, :-1][is_frame[:, 1:]]
+        tables = self.model.audio_embed_layers
+        embedded = torch.stack([table(column) for table, column in zip(tables, frames[slots][:, :-1].unbind(1))], dim=1)
+        logits = self.audio_head(before, embedded)
+        return tuple(
+            part.new_zeros(*slots.shape, part.shape[-1]).masked_scatter(slots[..., None], part) for part in logits
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_codes: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_audio_logits: bool = False,
+        **kwargs,
+    ) -> BaichuanAudioCausalLMOutputWithPast:
+        """
+        Args:
+            labels (`(batch, time)`, *optional*): text targets, aligned with `input_ids` (shifted inside); -100 is ignored.
+            logits_to_keep (`int` or index tensor): compute text logits for the last positions only; 0 for all.
+            output_audio_logits (`bool`): also run the audio head on every audio frame of the input.
+            the others: as in [`BaichuanAudioModel.forward`].
+        """
+        if output_audio_logits:
+            if input_ids is None:
+                raise ValueError("`output_audio_logits` needs `input_ids`.")
+            audio_codes = self.model.resolve_audio_codes(input_ids, input_features, input_features_mask, audio_codes)
+            input_features = input_features_mask = None
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            input_features=input_features,
+            input_features_mask=input_features_mask,
+            audio_codes=audio_codes,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        audio_logits = None
+        if output_audio_logits and audio_codes is not None:
+            audio_logits = self._audio_logits(input_ids, audio_codes, hidden)
+        return BaichuanAudioCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            audio_logits=audio_logits,
+            past_key_values=outputs.past_key_values,
+            last_hidden_state=hidden,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["BaichuanAudioCausalLMOutputWithPast", "BaichuanAudioForCausalLM", "BaichuanAudioModel"]

@@ -1,0 +1,279 @@
+"""HiFT vocoder: log-mel -> 24 kHz waveform through a neural source filter and an inverse STFT (arXiv 2309.09493).
+
+Weight norm is folded into plain weights when `hift.pt` is converted. Every step works on the valid part of each clip alone, so a clip
+in a padded batch equals the clip by itself. F0, source phase and both Fourier transforms are computed in float32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .configuration_baichuan_audio import BaichuanAudioVocoderConfig
+from .modeling_common import BaichuanAudioPreTrainedModel, draw_seeds, length_mask, position_noise, seeded_generator
+
+
+@dataclass
+class BaichuanAudioVocoderOutput(ModelOutput):
+    """
+    Args:
+        waveform (`(batch, samples)`, float32): in [-0.99, 0.99], zero past the end.
+        waveform_lengths (`(batch,)`, int64): valid samples.
+        f0 (`(batch, frames)`, float32): fundamental frequency in Hz.
+    """
+
+    waveform: torch.FloatTensor | None = None
+    waveform_lengths: torch.LongTensor | None = None
+    f0: torch.FloatTensor | None = None
+
+
+def _masked(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, time) with everything past `lengths` set to zero, which is what a convolution pads with."""
+    return states.masked_fill(~length_mask(lengths, states.shape[-1])[:, None], 0.0)
+
+
+class F0Predictor(nn.Module):
+    """Log-mel -> fundamental frequency per frame."""
+
+    def __init__(self, config: BaichuanAudioVocoderConfig):
+        super().__init__()
+        width = config.f0_channels
+        self.convs = nn.ModuleList(
+            [nn.Conv1d(config.num_mel_bins if i == 0 else width, width, 3, padding=1) for i in range(config.f0_layers)]
+        )
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, mel: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(batch, num_mel_bins, frames), zero past the end -> (batch, frames) float32 in Hz, zero past the end."""
+        for conv in self.convs:
+            mel = _masked(nn.functional.elu(conv(mel)), lengths)
+        f0 = self.classifier(mel.transpose(1, 2))[..., 0].float().abs()
+        return f0.masked_fill(~length_mask(lengths, f0.shape[1]), 0.0)
+
+
+class HarmonicSource(nn.Module):
+    """Sines at F0 and its overtones plus noise, mixed to one channel (the neural source filter's excitation)."""
+
+    def __init__(self, config: BaichuanAudioVocoderConfig):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.num_harmonics + 1, 1)
+
+    def harmonics(self, f0: torch.Tensor, phases: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            f0 (`(batch, frames)`, float32): Hz, held for `hop_length` samples.
+            phases (`(batch, num_harmonics + 1)`, float32): of each sine at the first sample, in radians.
+
+        Returns:
+            `(batch, samples, num_harmonics + 1)` float32: sin(2 pi cumsum(f0 h / rate) + phase), before amplitude and voicing.
+        """
+        config = self.config
+        orders = torch.arange(1, config.num_harmonics + 2, device=f0.device, dtype=torch.float32)
+        cycles = f0.float()[..., None] * orders / config.sampling_rate  # cycles per sample: (batch, frames, harmonics)
+        # Whole cycles are dropped frame by frame, so that float32 stays exact over minutes of audio.
+        ends = torch.remainder(torch.cumsum(torch.remainder(cycles * config.hop_length, 1.0), dim=1), 1.0)
+        starts = nn.functional.pad(ends, (0, 0, 1, 0))[:, :-1]
+        steps = torch.arange(1, config.hop_length + 1, device=f0.device, dtype=torch.float32)[:, None]
+        turns = torch.remainder(starts[:, :, None] + cycles[:, :, None] * steps, 1.0).flatten(1, 2)
+        return torch.sin(2 * math.pi * turns + phases[:, None])
+
+    def draw(self, seeds: list[int], lengths: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random phases (batch, harmonics) and noise (batch, samples, harmonics), functions of seed and absolute sample alone."""
+        config, width = self.config, self.config.num_harmonics + 1
+        phases = torch.stack([torch.rand(width, generator=seeded_generator(seed, "phase")) for seed in seeds])
+        phases = (2 * phases - 1) * math.pi
+        phases[:, 0] = 0.0
+        noise = torch.zeros(len(seeds), samples, width)
+        for row, seed, length in zip(noise, seeds, lengths.tolist()):
+            row[:length] = position_noise(seed, "source", 0, length, width, config.sampling_rate)
+        return phases.to(lengths.device), noise.to(lengths.device)
+
+    def forward(self, f0: torch.Tensor, phases: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """f0 (batch, frames), phases and noise as `draw` makes them -> (batch, samples) float32 source signal."""
+        config = self.config
+        voiced = (f0 > config.voiced_threshold).float().repeat_interleave(config.hop_length, dim=1)[..., None]
+        noise_std = voiced * config.noise_std + (1 - voiced) * config.sine_amplitude / 3
+        sines = config.sine_amplitude * self.harmonics(f0, phases) * voiced + noise_std * noise
+        mixed = nn.functional.linear(sines, self.linear.weight.float(), self.linear.bias.float())
+        return torch.tanh(mixed[..., 0])
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a with one `a` per channel (arXiv 2006.08195)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        alpha = self.alpha[:, None]
+        return states + torch.sin(states * alpha).square() / (alpha + 1e-9)
+
+
+class VocoderResBlock(nn.Module):
+    """Dilated and plain convolution in turn, one residual pair per dilation; (batch, channels, time) in and out."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: list[int]):
+        super().__init__()
+        self.convs1 = nn.ModuleList(
+            [nn.Conv1d(channels, channels, kernel_size, dilation=d, padding=d * (kernel_size // 2)) for d in dilations]
+        )
+        self.convs2 = nn.ModuleList(
+            [nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in dilations]
+        )
+        self.activations1 = nn.ModuleList([Snake(channels) for _ in dilations])
+        self.activations2 = nn.ModuleList([Snake(channels) for _ in dilations])
+
+    def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        for conv1, conv2, snake1, snake2 in zip(self.convs1, self.convs2, self.activations1, self.activations2):
+            hidden = _masked(conv1(snake1(states)), lengths)
+            states = _masked(states + conv2(snake2(hidden)), lengths)
+        return states
+
+
+class VocoderStage(nn.Module):
+    """One up-sampling stage: transposed convolution, the source signal's STFT fused in, the mean of the residual blocks."""
+
+    def __init__(self, config: BaichuanAudioVocoderConfig, index: int):
+        super().__init__()
+        rate, kernel = config.upsample_rates[index], config.upsample_kernel_sizes[index]
+        channels = config.base_channels // 2 ** (index + 1)
+        self.rate, self.is_last = rate, index == len(config.upsample_rates) - 1
+        self.upsample = nn.ConvTranspose1d(2 * channels, channels, kernel, stride=rate, padding=(kernel - rate) // 2)
+        later = math.prod(config.upsample_rates[index + 1 :])
+        # A source frame per output frame of this stage; with stride 1 there is nothing to average.
+        down = {"kernel_size": 1} if later == 1 else {"kernel_size": 2 * later, "stride": later, "padding": later // 2}
+        self.source_down = nn.Conv1d(config.istft_n_fft + 2, channels, **down)
+        dilations = config.resblock_dilations
+        self.source_resblock = VocoderResBlock(channels, config.source_resblock_kernel_sizes[index], dilations)
+        self.resblocks = nn.ModuleList(
+            [VocoderResBlock(channels, size, dilations) for size in config.resblock_kernel_sizes]
+        )
+
+    def forward(self, states, lengths, source_stft) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, 2 * channels, time), (batch,), (batch, n_fft + 2, source_frames) -> (batch, channels, rate * time), lengths."""
+        lengths = lengths * self.rate
+        states = _masked(self.upsample(states), lengths)
+        if self.is_last:  # one frame more, as the centred STFT has
+            states, lengths = nn.functional.pad(states, (1, 0), mode="reflect"), lengths + 1
+        source = _masked(self.source_down(source_stft), lengths)
+        states = states + self.source_resblock(source, lengths)
+        return sum(block(states, lengths) for block in self.resblocks) / len(self.resblocks), lengths
+
+
+class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
+    """HiFT: log-mel at 50 Hz -> waveform at 24 kHz."""
+
+    config: BaichuanAudioVocoderConfig
+    base_model_prefix = "vocoder"
+    main_input_name = "mel"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: BaichuanAudioVocoderConfig):
+        super().__init__(config)
+        self.f0_predictor = F0Predictor(config)
+        self.source = HarmonicSource(config)
+        self.conv_pre = nn.Conv1d(config.num_mel_bins, config.base_channels, 7, padding=3)
+        self.stages = nn.ModuleList([VocoderStage(config, index) for index in range(len(config.upsample_rates))])
+        last = config.base_channels // 2 ** len(config.upsample_rates)
+        self.conv_post = nn.Conv1d(last, config.istft_n_fft + 2, 7, padding=3)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Snake):
+            init.ones_(module.alpha)
+
+    def stft(self, signal: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(batch, samples) -> (batch, n_fft + 2, samples / hop + 1): real then imaginary part, reflected at each clip's own end."""
+        size, hop = self.config.istft_n_fft, self.config.istft_hop_length
+        steps = torch.arange(-(size // 2), signal.shape[1] + size // 2, device=signal.device).abs()
+        ends = lengths[:, None] - 1
+        index = torch.where(steps > ends, 2 * ends - steps, steps).clamp(min=0)
+        frames = signal.float().gather(1, index).unfold(1, size, hop)
+        window = torch.hann_window(size, device=signal.device)
+        spectrum = torch.fft.rfft(frames * window).transpose(1, 2)
+        return _masked(torch.cat([spectrum.real, spectrum.imag], dim=1), lengths // hop + 1)
+
+    def istft(self, magnitude: torch.Tensor, phase: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(batch, n_fft / 2 + 1, frames) twice, float32, (batch,) valid frames -> (batch, (frames - 1) * hop) waveform."""
+        size, hop = self.config.istft_n_fft, self.config.istft_hop_length
+        window = torch.hann_window(size, device=magnitude.device)
+        frames = torch.fft.irfft(torch.polar(magnitude, phase).transpose(1, 2), n=size) * window
+        valid = length_mask(lengths, frames.shape[1])[..., None].float()
+        total = (frames.shape[1] - 1) * hop + size
+
+        def overlap_add(pieces):
+            return nn.functional.fold(pieces.transpose(1, 2), (1, total), (1, size), stride=(1, hop))[:, 0, 0]
+
+        # Frames past a clip's end count neither as signal nor as window.
+        signal, weight = overlap_add(frames * valid), overlap_add(window.square() * valid)
+        centre = slice(size // 2, total - size // 2)
+        return signal[:, centre] / weight[:, centre].clamp(min=1e-11)
+
+    def decode(self, mel: torch.Tensor, source: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            mel (`(batch, num_mel_bins, frames)`), source (`(batch, samples)`, float32), lengths (`(batch,)`): frames.
+
+        Returns:
+            `(batch, samples)` float32 waveform, zero past the end.
+        """
+        config = self.config
+        source_stft = self.stft(source, lengths * config.hop_length).to(mel.dtype)
+        states = _masked(self.conv_pre(mel), lengths)
+        stft_lengths = lengths
+        for stage in self.stages:
+            states = nn.functional.leaky_relu(states, config.leaky_relu_slope)
+            states, stft_lengths = stage(states, stft_lengths, source_stft)
+        states = self.conv_post(nn.functional.leaky_relu(states)).float()
+        bins = config.istft_n_fft // 2 + 1
+        magnitude = states[:, :bins].exp().clamp(max=config.max_magnitude)
+        waveform = self.istft(magnitude, torch.sin(states[:, bins:]), stft_lengths)
+        waveform = waveform.clamp(-config.audio_limit, config.audio_limit)
+        return waveform.masked_fill(~length_mask(lengths * config.hop_length, waveform.shape[1]), 0.0)
+
+    def forward(
+        self,
+        mel: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        seed: int | list[int] | None = None,
+        source: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaichuanAudioVocoderOutput:
+        """
+        Log-mel -> waveform.
+
+        Args:
+            mel (`(batch, frames, num_mel_bins)`): natural-log mel at 50 Hz.
+            lengths (`(batch,)`, *optional*): valid frames; all by default.
+            seed (`int` or one per clip, *optional*): of source phases and noise; from torch's global generator by default.
+            source (`(batch, frames * hop_length)`, *optional*): source signal, instead of making it from F0.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        config = self.config
+        if mel.dim() != 3 or mel.shape[-1] != config.num_mel_bins or mel.shape[1] == 0:
+            raise ValueError(f"`mel` must be (batch, frames, {config.num_mel_bins}) with frames, got {tuple(mel.shape)}.")
+        batch, frames = mel.shape[:2]
+        samples = frames * config.hop_length
+        if source is not None and tuple(source.shape) != (batch, samples):
+            raise ValueError(f"`source` must be {(batch, samples)}, got {tuple(source.shape)}.")
+        if lengths is None:
+            lengths = torch.full((batch,), frames, device=mel.device)
+        mel = _masked(mel.to(self.conv_pre.weight.dtype).transpose(1, 2), lengths)
+        f0 = self.f0_predictor(mel, lengths)
+        if source is None:
+            source = self.source(f0, *self.source.draw(draw_seeds(seed, batch), lengths * config.hop_length, samples))
+        waveform = self.decode(mel, source, lengths)
+        return BaichuanAudioVocoderOutput(waveform=waveform, waveform_lengths=lengths * config.hop_length, f0=f0)
+
+
+__all__ = ["BaichuanAudioVocoder", "BaichuanAudioVocoderOutput"]
