@@ -319,7 +319,7 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         longest = (self.config.max_decoder_frames + 1) // self.config.downsample_factor
         if audio_codes.numel() == 0 or int(frames.min()) < 1 or int(frames.max()) > longest:
             raise ValueError(f"`audio_codes` needs clips of 1 to {longest} frames, got {frames.tolist()}: cut longer audio into clips.")
-        used = num_codebooks or self.config.num_codebooks
+        used = self.config.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= used <= self.config.num_codebooks:
             raise ValueError(f"`num_codebooks` must be 1 to {self.config.num_codebooks}, got {num_codebooks}.")
         vectors = self.quantizer.decode(audio_codes.clamp(min=0)[:, :used])

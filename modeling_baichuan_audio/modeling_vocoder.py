@@ -1,7 +1,7 @@
 """HiFT vocoder: log-mel -> 24 kHz waveform through a neural source filter and an inverse STFT (arXiv 2309.09493).
 
 Weight norm is folded into plain weights when `hift.pt` is converted. Every step works on the valid part of each clip alone, so a clip
-in a padded batch equals the clip by itself. F0, source phase and both Fourier transforms are computed in float32.
+in a padded batch equals the clip by itself. Everything is computed in float32: the network is small, and it integrates a phase.
 """
 
 import math
@@ -35,6 +35,22 @@ def _masked(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return states.masked_fill(~length_mask(lengths, states.shape[-1])[:, None], 0.0)
 
 
+class FloatConv1d(nn.Conv1d):
+    """A convolution computed in float32, whatever its weights were cast to."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(states, self.weight.float(), self.bias.float())
+
+
+class FloatConvTranspose1d(nn.ConvTranspose1d):
+    """A transposed convolution computed in float32, whatever its weights were cast to."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv_transpose1d(
+            states, self.weight.float(), self.bias.float(), stride=self.stride, padding=self.padding
+        )
+
+
 class F0Predictor(nn.Module):
     """Log-mel -> fundamental frequency per frame."""
 
@@ -42,7 +58,7 @@ class F0Predictor(nn.Module):
         super().__init__()
         width = config.f0_channels
         self.convs = nn.ModuleList(
-            [nn.Conv1d(config.num_mel_bins if i == 0 else width, width, 3, padding=1) for i in range(config.f0_layers)]
+            [FloatConv1d(config.num_mel_bins if i == 0 else width, width, 3, padding=1) for i in range(config.f0_layers)]
         )
         self.classifier = nn.Linear(width, 1)
 
@@ -50,7 +66,8 @@ class F0Predictor(nn.Module):
         """(batch, num_mel_bins, frames), zero past the end -> (batch, frames) float32 in Hz, zero past the end."""
         for conv in self.convs:
             mel = _masked(nn.functional.elu(conv(mel)), lengths)
-        f0 = self.classifier(mel.transpose(1, 2))[..., 0].float().abs()
+        weight, bias = self.classifier.weight.float(), self.classifier.bias.float()
+        f0 = nn.functional.linear(mel.transpose(1, 2), weight, bias)[..., 0].abs()
         return f0.masked_fill(~length_mask(lengths, f0.shape[1]), 0.0)
 
 
@@ -110,7 +127,7 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        alpha = self.alpha[:, None]
+        alpha = self.alpha.float()[:, None]
         return states + torch.sin(states * alpha).square() / (alpha + 1e-9)
 
 
@@ -120,10 +137,10 @@ class VocoderResBlock(nn.Module):
     def __init__(self, channels: int, kernel_size: int, dilations: list[int]):
         super().__init__()
         self.convs1 = nn.ModuleList(
-            [nn.Conv1d(channels, channels, kernel_size, dilation=d, padding=d * (kernel_size // 2)) for d in dilations]
+            [FloatConv1d(channels, channels, kernel_size, dilation=d, padding=d * (kernel_size // 2)) for d in dilations]
         )
         self.convs2 = nn.ModuleList(
-            [nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in dilations]
+            [FloatConv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in dilations]
         )
         self.activations1 = nn.ModuleList([Snake(channels) for _ in dilations])
         self.activations2 = nn.ModuleList([Snake(channels) for _ in dilations])
@@ -143,11 +160,11 @@ class VocoderStage(nn.Module):
         rate, kernel = config.upsample_rates[index], config.upsample_kernel_sizes[index]
         channels = config.base_channels // 2 ** (index + 1)
         self.rate, self.is_last = rate, index == len(config.upsample_rates) - 1
-        self.upsample = nn.ConvTranspose1d(2 * channels, channels, kernel, stride=rate, padding=(kernel - rate) // 2)
+        self.upsample = FloatConvTranspose1d(2 * channels, channels, kernel, stride=rate, padding=(kernel - rate) // 2)
         later = math.prod(config.upsample_rates[index + 1 :])
         # A source frame per output frame of this stage; with stride 1 there is nothing to average.
         down = {"kernel_size": 1} if later == 1 else {"kernel_size": 2 * later, "stride": later, "padding": later // 2}
-        self.source_down = nn.Conv1d(config.istft_n_fft + 2, channels, **down)
+        self.source_down = FloatConv1d(config.istft_n_fft + 2, channels, **down)
         dilations = config.resblock_dilations
         self.source_resblock = VocoderResBlock(channels, config.source_resblock_kernel_sizes[index], dilations)
         self.resblocks = nn.ModuleList(
@@ -178,10 +195,10 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         super().__init__(config)
         self.f0_predictor = F0Predictor(config)
         self.source = HarmonicSource(config)
-        self.conv_pre = nn.Conv1d(config.num_mel_bins, config.base_channels, 7, padding=3)
+        self.conv_pre = FloatConv1d(config.num_mel_bins, config.base_channels, 7, padding=3)
         self.stages = nn.ModuleList([VocoderStage(config, index) for index in range(len(config.upsample_rates))])
         last = config.base_channels // 2 ** len(config.upsample_rates)
-        self.conv_post = nn.Conv1d(last, config.istft_n_fft + 2, 7, padding=3)
+        self.conv_post = FloatConv1d(last, config.istft_n_fft + 2, 7, padding=3)
         self.post_init()
 
     @torch.no_grad()
@@ -226,13 +243,13 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
             `(batch, samples)` float32 waveform, zero past the end.
         """
         config = self.config
-        source_stft = self.stft(source, lengths * config.hop_length).to(mel.dtype)
+        source_stft = self.stft(source, lengths * config.hop_length)
         states = _masked(self.conv_pre(mel), lengths)
         stft_lengths = lengths
         for stage in self.stages:
             states = nn.functional.leaky_relu(states, config.leaky_relu_slope)
             states, stft_lengths = stage(states, stft_lengths, source_stft)
-        states = self.conv_post(nn.functional.leaky_relu(states)).float()
+        states = self.conv_post(nn.functional.leaky_relu(states))
         bins = config.istft_n_fft // 2 + 1
         magnitude = states[:, :bins].exp().clamp(max=config.max_magnitude)
         waveform = self.istft(magnitude, torch.sin(states[:, bins:]), stft_lengths)
@@ -268,7 +285,7 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
             raise ValueError(f"`source` must be {(batch, samples)}, got {tuple(source.shape)}.")
         if lengths is None:
             lengths = torch.full((batch,), frames, device=mel.device)
-        mel = _masked(mel.to(self.conv_pre.weight.dtype).transpose(1, 2), lengths)
+        mel = _masked(mel.float().transpose(1, 2), lengths)
         f0 = self.f0_predictor(mel, lengths)
         if source is None:
             source = self.source(f0, *self.source.draw(draw_seeds(seed, batch), lengths * config.hop_length, samples))

@@ -116,14 +116,14 @@ class BaichuanAudioFeatureExtractor(SequenceFeatureExtractor):
             samples, rate = self._read_file(audio)
         else:
             samples, rate = audio, self.sampling_rate if sampling_rate is None else sampling_rate
-        return self._resample(self._to_mono(samples), self._checked_rate(rate))
+        return self._resample(self._to_mono(samples), self._checked_rate(rate), self.sampling_rate)
 
     def _read_dict(self, audio: dict, sampling_rate: int | None) -> tuple[Any, Any]:
         if audio.get("array") is not None:
-            rate = audio.get("sampling_rate", sampling_rate)
-            if sampling_rate is not None and rate != sampling_rate:
-                raise ValueError(f"`sampling_rate` says {sampling_rate} Hz but the audio's own entry says {rate} Hz.")
-            return audio["array"], self.sampling_rate if rate is None else rate
+            given = [rate for rate in (audio.get("sampling_rate"), sampling_rate) if rate is not None]
+            if len(given) == 2 and given[0] != given[1]:
+                raise ValueError(f"`sampling_rate` says {given[1]} Hz but the audio's own entry says {given[0]} Hz.")
+            return audio["array"], given[0] if given else self.sampling_rate
         source = audio.get("bytes") or audio.get("path")
         if not source:
             raise ValueError(f'An audio dict needs "array", "bytes" or "path", got the keys {sorted(map(str, audio))}.')
@@ -154,7 +154,8 @@ class BaichuanAudioFeatureExtractor(SequenceFeatureExtractor):
 
     @staticmethod
     def _checked_rate(rate: Any) -> int:
-        if isinstance(rate, (bool, np.bool_)) or not isinstance(rate, (int, float, np.number)) or not _MIN_RATE <= rate <= _MAX_RATE:
+        is_number = isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool)
+        if not is_number or not _MIN_RATE <= rate <= _MAX_RATE:
             raise ValueError(f"`sampling_rate` must be a number of Hz from {_MIN_RATE} to {_MAX_RATE}, got {rate!r}.")
         if int(rate) != rate:
             raise ValueError(f"`sampling_rate` must be a whole number of Hz, got {rate!r}.")
@@ -176,7 +177,7 @@ class BaichuanAudioFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"Audio is empty (shape {samples.shape}).")
         if samples.dtype.kind == "i":
             if samples.dtype.itemsize > 4:  # plain Python integers
-                if np.abs(samples).max() > 32768:
+                if samples.max() > 32767 or samples.min() < -32768:
                     raise ValueError("Integer audio must be 16-bit samples; give 32-bit samples as an int32 array.")
                 samples = samples.astype(np.int16) if np.abs(samples).max() > 1 else samples.astype(np.float32)
             if samples.dtype.kind == "i":
@@ -197,14 +198,19 @@ class BaichuanAudioFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"Float audio must lie in [-1, 1], got a peak of {peak:.6g}; give integer samples as int16.")
         return samples
 
-    def _resample(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        if rate != self.sampling_rate:
+    @staticmethod
+    def _resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
+        if rate != target:
             if soxr is None:
                 raise ValueError(f"Audio at {rate} Hz needs the `soxr` package to be resampled: pip install soxr.")
-            samples = soxr.resample(samples, rate, self.sampling_rate, quality="HQ").astype(np.float32)
+            samples = soxr.resample(samples, rate, target, quality="HQ").astype(np.float32)
             if not len(samples):
-                raise ValueError(f"Audio is empty once resampled from {rate} to {self.sampling_rate} Hz.")
+                raise ValueError(f"Audio is empty once resampled from {rate} to {target} Hz.")
         return samples
+
+    def at_rate(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """What `read_audio` returned, resampled to another rate."""
+        return self._resample(samples, self.sampling_rate, rate)
 
     def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
         """Reads one audio, or each of a list of them; see `read_audio`. Arrays are returned at `self.sampling_rate`."""

@@ -72,8 +72,11 @@ class AudioCodes(np.ndarray):
 
     @classmethod
     def read(cls, codes: Any) -> "AudioCodes":
-        codes = np.asarray(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
-        if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.shape[1] == 0 or codes.min() < 0:
+        try:
+            codes = np.asarray(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
+        except ValueError as error:
+            raise ValueError("`audio_codes` of one audio must be a regular array; its rows have different lengths.") from error
+        if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.size == 0 or codes.min() < 0:
             raise ValueError(
                 "`audio_codes` of one audio must be non-negative integers of shape (num_codebooks, frames), "
                 f"got {codes.dtype} of shape {codes.shape}."
@@ -225,26 +228,34 @@ class BaichuanAudioProcessor(ProcessorMixin):
         `"path"`, `"url"` or `"base64"`, or earlier speech as `"audio_codes"`. `speech=True` asks for a spoken reply.
 
         Raises:
-            ValueError: an audio part without audio, or audio that cannot be used.
+            ValueError: no message, an audio part without audio, a text part without text, or audio that cannot be used.
         """
         batched = bool(conversation) and not isinstance(conversation[0], dict)
-        options = kwargs.get("processor_kwargs") or {}
-        rate = options.get("sampling_rate", (options.get("audio_kwargs") or {}).get("sampling_rate"))
-        read = [
-            [self._read_message(message, rate, kwargs.get("tokenize", False)) for message in one]
-            for one in (conversation if batched else [conversation])
-        ]
-        if rate is not None:  # everything is at the feature extractor's rate now
-            nested = {key: value for key, value in (options.get("audio_kwargs") or {}).items() if key != "sampling_rate"}
-            options = {key: value for key, value in options.items() if key not in ("sampling_rate", "audio_kwargs")}
-            kwargs["processor_kwargs"] = options | ({"audio_kwargs": nested} if nested else {})
+        conversations = conversation if batched else [conversation]
+        if not all(conversations):
+            raise ValueError("`conversation` must hold at least one message.")
+        # A copy: the base class writes into it. Audio is at the feature extractor's rate once read, so the rate ends here.
+        options = dict(kwargs.pop("processor_kwargs", None) or {})
+        for name in ("audio_kwargs", "sampling_rate"):
+            if name in kwargs:
+                options.setdefault(name, kwargs.pop(name))
+        nested = dict(options.pop("audio_kwargs", None) or {})
+        rate = nested.pop("sampling_rate", options.pop("sampling_rate", None))
+        kwargs["processor_kwargs"] = options | ({"audio_kwargs": nested} if nested else {})
+        read = [[self._read_message(message, rate, kwargs.get("tokenize", False)) for message in one] for one in conversations]
         return super().apply_chat_template(read if batched else read[0], chat_template, **kwargs)
 
     def _read_message(self, message: dict, rate: int | None, read: bool) -> dict:
+        if not isinstance(message, dict):
+            raise ValueError(f'A message must be a dict with "role" and "content", got {type(message).__name__}.')
         if not isinstance(message.get("content"), (list, tuple)):
             return message
         content = []
         for part in message["content"]:
+            if not isinstance(part, dict):
+                raise ValueError(f'A part of a message must be a dict with a "type", got {type(part).__name__}.')
+            if part.get("type") == "text" and not isinstance(part.get("text"), str):
+                raise ValueError(f'A text part needs a string under "text", got {part.get("text")!r}.')
             if part.get("type") == "audio" and read:
                 sources = [key for key in ("audio", "path", "url", "base64", "audio_codes") if part.get(key) is not None]
                 if len(sources) != 1:
@@ -281,7 +292,9 @@ class BaichuanAudioProcessor(ProcessorMixin):
         Raises:
             ValueError: a text without anything to speak.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
+            raise ValueError(f"`text` must be a string or a list of strings, got {text!r}.")
         pieces = [split_speech_text(item) for item in texts]
         if not all(pieces):
             raise ValueError(f"There is nothing to speak in {texts[[bool(piece) for piece in pieces].index(False)]!r}.")
@@ -293,8 +306,13 @@ class BaichuanAudioProcessor(ProcessorMixin):
 
     def post_process_multimodal_output(self, generated_outputs, skip_special_tokens=True, generation_mode=None, **kwargs):
         """`generate`'s result -> a list of texts, or with `generation_mode="audio"` a list of float32 waveforms `(samples,)`."""
+        if generation_mode not in (None, "text", "audio"):
+            raise ValueError(f'`generation_mode` must be "text" or "audio", got {generation_mode!r}.')
         if generation_mode == "audio":
-            return [waveform.float().cpu().numpy() for waveform in generated_outputs["audio"]]
+            waveforms = generated_outputs.get("audio") if isinstance(generated_outputs, dict) else None
+            if waveforms is None:
+                raise ValueError('There are no waveforms: call `generate` with `generation_mode="audio"`, not `output_audio=False`.')
+            return [waveform.float().cpu().numpy() for waveform in waveforms]
         sequences = getattr(generated_outputs, "sequences", generated_outputs)
         return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
 
@@ -305,19 +323,37 @@ class BaichuanAudioProcessor(ProcessorMixin):
         Args:
             audio: `(samples,)` arrays or tensors, one or a list. saving_path: one path for each.
             sampling_rate (`int`, defaults to 24000): Hz.
+
+        Raises:
+            ValueError: waveforms that are no waveforms (then nothing is written), or a file that cannot be written.
         """
         audios = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         paths = list(saving_path) if isinstance(saving_path, (list, tuple)) else [saving_path]
         if len(audios) != len(paths):
             raise ValueError(f"{len(audios)} waveforms but {len(paths)} paths.")
-        for waveform, path in zip(audios, paths):
-            samples = waveform.detach().float().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
-            if samples.ndim != 1 or samples.size == 0:
-                raise ValueError(f"A waveform must be (samples,) with samples, got shape {samples.shape}.")
-            path = Path(path)
+        for samples, path in zip([self._checked_waveform(waveform) for waveform in audios], map(Path, paths)):
             part = path.with_name(f".{path.stem}.part{path.suffix}")
-            soundfile.write(part, samples, sampling_rate, **kwargs)
-            part.replace(path)
+            try:
+                soundfile.write(part, samples, sampling_rate, **kwargs)
+                part.replace(path)
+            except (soundfile.LibsndfileError, TypeError) as error:
+                raise ValueError(f"{path} cannot be written: {error}") from error
+            finally:
+                part.unlink(missing_ok=True)
+
+    @staticmethod
+    def _checked_waveform(waveform: Any) -> np.ndarray:
+        if isinstance(waveform, torch.Tensor):
+            waveform = waveform.detach().cpu()
+            waveform = waveform.float() if waveform.is_floating_point() else waveform
+        samples = np.asarray(waveform)
+        if samples.ndim != 1 or samples.size == 0:
+            raise ValueError(f"A waveform must be (samples,) with samples, got shape {samples.shape}.")
+        if samples.dtype.kind != "f" and samples.dtype not in (np.int16, np.int32):
+            raise ValueError(f"A waveform must be float, int16 or int32, got {samples.dtype}.")
+        if not np.isfinite(samples).all():
+            raise ValueError("A waveform holds NaN or infinite samples.")
+        return samples.astype(np.float32) if samples.dtype.kind == "f" else samples
 
 
 __all__ = ["BaichuanAudioProcessor"]

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+from setuptools import setup
+
+
+ROOT = Path(__file__).parent
+NAME = "modeling_baichuan_audio"
+# One import name. These folders lie beside the package in the repository and inside it once installed.
+PARTS = ["processors", "conversion"]
+TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
+
+setup(
+    name="baichuan-audio",
+    version="0.1.0",
+    description="Baichuan-Audio, an end-to-end speech language model, for transformers",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[NAME, *(f"{NAME}.{part}" for part in PARTS)],
+    package_dir={NAME: NAME, **{f"{NAME}.{part}": part for part in PARTS}},
+    install_requires=[
+        "transformers>=5.20,<6",
+        "torch>=2.6",
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "huggingface_hub>=1.0",
+        "jinja2>=3.1",
+        "numpy>=1.26",
+        "soundfile>=0.12",
+        "soxr>=0.5",
+        "tqdm>=4.66",
+        "typer>=0.12",
+    ],
+    extras_require={
+        "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18"],
+        "test": TEST,
+        "demo": ["gradio>=5"],
+    },
+    entry_points={"console_scripts": ["baichuan-audio=modeling_baichuan_audio.cli:app"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
