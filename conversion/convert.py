@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_baichuan_audio import BaichuanAudioConfig
 from ..generation_baichuan_audio import set_generation_defaults
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
-from ..original_format import DROPPED_KEYS, KEY_RENAMES, KEY_SPLITS, VISION_KEYS
+from ..original_format import DROPPED_KEYS, KEY_RENAMES, KEY_SPLITS, ORIGINAL_MODEL_TYPE, VISION_KEYS
 from ..processors import BaichuanAudioProcessor
 from .vocoder import convert_vocoder, read_vocoder_file
 
@@ -36,6 +36,7 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -90,6 +91,22 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         raise ValueError(f"Checkpoint {checkpoint} is no folder and cannot be had from the Hub: {error}") from error
 
 
+def read_config(folder: Path) -> BaichuanAudioConfig:
+    """The config of an original or a converted checkpoint.
+
+    Raises:
+        ValueError: no config, or that of another kind of model.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
+    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    known = (ORIGINAL_MODEL_TYPE, BaichuanAudioConfig.model_type)
+    if model_type not in known:
+        raise ValueError(f"{folder} holds a model of type {model_type}; {' and '.join(known)} can be converted.")
+    return BaichuanAudioConfig.from_pretrained(folder)
+
+
 def source_shards(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint.
 
@@ -117,12 +134,13 @@ def renamed_key(name: str) -> str:
 def _plan_tensor(name: str, shape: list[int], dtype: str, expected: dict[str, torch.Size]) -> list[PlannedTensor]:
     ours = renamed_key(name)
     for ending, pieces, dim in KEY_SPLITS:
-        if ours.endswith("." + ending):
+        if ours.endswith("." + ending) and len(shape) > dim:
             planned, start = [], 0
             for piece in pieces:
                 target = ours.removesuffix(ending) + piece
-                size = expected[target][dim] if target in expected else shape[dim] // len(pieces)
-                size = max(0, min(size, shape[dim] - start))
+                size = rest = shape[dim] - start
+                if piece != pieces[-1]:  # the last one takes all that is left, so that too much of it is noticed
+                    size = min(rest, expected[target][dim] if target in expected else shape[dim] // len(pieces))
                 piece_shape = [*shape[:dim], size, *shape[dim + 1 :]]
                 planned.append(PlannedTensor(target, name, piece_shape, dtype, dim, start, start + size))
                 start += size
@@ -140,13 +158,17 @@ def plan_conversion(
         The planned tensors of each shard, the number of tensors dropped on purpose and the number of vision tensors ignored.
 
     Raises:
-        ValueError: missing, mis-shaped or unknown tensors; the message lists them.
+        ValueError: missing, mis-shaped, doubled or unknown tensors, the message lists them; or a damaged file.
     """
     plans, dropped, vision, found, problems = [], 0, 0, set(), []
     for shard in shards:
         plan = []
-        with safe_open(shard, framework="pt") as reader:
-            for name in reader.keys():
+        try:
+            file = safe_open(shard, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{shard} is damaged: {error}") from error
+        with file as reader:
+            for name in reader.keys():  # noqa: SIM118 (safe_open is no mapping)
                 if re.search(VISION_KEYS, name):
                     vision += 1
                     continue
@@ -155,13 +177,17 @@ def plan_conversion(
                     continue
                 header = reader.get_slice(name)
                 stored = header.get_dtype()
-                wanted = _DTYPE_NAMES[dtype] if dtype is not None and stored in ("F32", "F16", "BF16") else stored
-                plan += _plan_tensor(name, header.get_shape(), wanted, expected)
+                cast = dtype is not None and stored in _FLOATS and not name.startswith("vocoder.")
+                plan += _plan_tensor(name, header.get_shape(), _DTYPE_NAMES[dtype] if cast else stored, expected)
         plans.append(plan)
     for planned in (tensor for plan in plans for tensor in plan):
+        if planned.name in found:
+            problems.append(f"{planned.name} is there twice, once as {planned.source}")
         found.add(planned.name)
         if planned.name not in expected:
             problems.append(f"{planned.source} is unknown")
+        elif planned.dtype not in _TORCH_DTYPES:
+            problems.append(f"{planned.source} has the unsupported type {planned.dtype}")
         elif list(expected[planned.name]) != planned.shape:
             problems.append(f"{planned.name} has shape {planned.shape} instead of {list(expected[planned.name])}")
     problems += [f"{name} is missing" for name in expected if name not in found]
@@ -210,19 +236,10 @@ def _expected_shapes(config: BaichuanAudioConfig) -> dict[str, torch.Size]:
 
 def _with_vocoder(config: BaichuanAudioConfig, hift: str | Path) -> tuple[BaichuanAudioConfig, dict[str, torch.Tensor]]:
     """The config with a vocoder, and the vocoder's tensors under the model's names."""
-    vocoder_config, state = convert_vocoder(read_vocoder_file(hift))
-    config.vocoder_config = vocoder_config
+    config.vocoder_config, state = convert_vocoder(read_vocoder_file(hift))
+    config.vocoder_config.dtype = torch.float32  # also when it is loaded alone, out of a checkpoint in another dtype
     config = BaichuanAudioConfig.from_dict(config.to_dict())  # checked again as a whole
-    state = {f"vocoder.{name}": tensor for name, tensor in state.items()}
-    shapes = {name: shape for name, shape in _expected_shapes(config).items() if name.startswith("vocoder.")}
-    wrong = [
-        name
-        for name in sorted(shapes.keys() | state.keys())
-        if name not in state or name not in shapes or state[name].shape != shapes[name]
-    ]
-    if wrong:
-        raise ValueError(f"{hift} does not fit HiFT in {len(wrong)} tensors: {', '.join(wrong)}")
-    return config, state
+    return config, {f"vocoder.{name}": tensor for name, tensor in state.items()}
 
 
 def _save_companions(source: Path, target: Path, config: BaichuanAudioConfig) -> None:
@@ -273,15 +290,18 @@ def convert_checkpoint(
     Raises:
         ValueError: anything that is missing, misshapen or in the way. Nothing has been written then.
     """
-    output = Path(output)
+    output = Path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"Output {output} exists already. Name a new or an empty folder.")
     if dtype is not None and dtype not in DTYPES.values():
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype}.")
     source = find_checkpoint(checkpoint)
-    config = BaichuanAudioConfig.from_pretrained(source)
+    config = read_config(source)
     if dtype is not None:
         config.dtype = dtype
+        for name in config.sub_configs:
+            if name != "vocoder_config":
+                getattr(config, name).dtype = dtype
     shards = source_shards(source)
     if hift is not None and config.vocoder_config is not None:
         raise ValueError(f"{checkpoint} has a vocoder already.")
@@ -293,7 +313,9 @@ def convert_checkpoint(
     part = output.with_name(f".{output.name}.part")
     fingerprint = json.dumps(
         {
-            "files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in [*shards, *([Path(hift)] if hift else [])]],
+            "files": [
+                [str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in [*shards, *([Path(hift)] if hift else [])]
+            ],
             "plan": [[asdict(tensor) for tensor in plan] for plan in plans],
         },
         sort_keys=True,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..configuration_baichuan_audio import BaichuanAudioVocoderConfig
+from ..modeling_vocoder import BaichuanAudioVocoder
 
 
 # Old and new spelling of the weight-norm pair.
@@ -31,17 +32,25 @@ def read_vocoder_file(path: str | Path) -> dict[str, torch.Tensor]:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"Vocoder file {path} cannot be read as plain weights: {error}") from error
-    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state_dict.items()
+    ):
         raise ValueError(f"Vocoder file {path} is not a state dict of tensors.")
     return {key.removeprefix("generator."): value for key, value in state_dict.items()}
 
 
 def fold_weight_norm(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Replaces each weight-norm pair (arXiv 1602.07868) by the weight it stands for, g * v / |v| per output of dimension 0."""
+    """Replaces each weight-norm pair (arXiv 1602.07868) by the weight it stands for, g * v / |v| per index of dimension 0.
+
+    Raises:
+        ValueError: half of a pair.
+    """
     folded = dict(state_dict)
     for gain_name, direction_name in _PAIRS.items():
         for key in [key for key in folded if key.endswith("." + gain_name)]:
             stem = key.removesuffix(gain_name)
+            if stem + direction_name not in folded:
+                raise ValueError(f"Weight norm needs {stem}{direction_name} next to {key}, which is missing.")
             gain, direction = folded.pop(key).float(), folded.pop(stem + direction_name).float()
             norm = direction.flatten(1).norm(dim=1).reshape(gain.shape)
             folded[stem + "weight"] = direction * (gain / norm)
@@ -93,12 +102,24 @@ def convert_vocoder(state_dict: dict[str, torch.Tensor]) -> tuple[BaichuanAudioV
     HiFT state dict -> our config and state dict, float32.
 
     Raises:
-        ValueError: tensors that a HiFT generator does not have, or lacks; the message lists them.
+        ValueError: tensors that HiFT lacks, does not have or has in another shape; the message lists them.
     """
     state = fold_weight_norm(state_dict)
     try:
         config = _read_config(state)
-    except (KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"This is not a HiFT vocoder: the tensor {error} is missing.") from error
+    except (KeyError, ZeroDivisionError, IndexError) as error:
+        raise ValueError(f"This is not a HiFT vocoder: its sizes cannot be read off ({error!r}).") from error
     num_resblocks = len(config.resblock_kernel_sizes)
-    return config, {_our_name(key, num_resblocks): value.float().contiguous() for key, value in state.items()}
+    ours = {_our_name(key, num_resblocks): value.float().contiguous() for key, value in state.items()}
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in BaichuanAudioVocoder(config).state_dict().items()}
+    problems = [f"{name} is missing" for name in expected if name not in ours]
+    problems += [f"{name} is unknown" for name in ours if name not in expected]
+    problems += [
+        f"{name} has shape {list(ours[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in ours and ours[name].shape != shape
+    ]
+    if problems:
+        raise ValueError(f"This is not a HiFT vocoder, {len(problems)} tensors do not fit: {'; '.join(problems)}")
+    return config, ours

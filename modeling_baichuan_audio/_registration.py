@@ -66,10 +66,10 @@ def _read_original_feature_extractors() -> None:
         try:
             return read(cls, pretrained_model_name_or_path, **kwargs)
         except OSError:
-            hub = {key: kwargs[key] for key in ("cache_dir", "token", "revision", "local_files_only", "subfolder") if kwargs.get(key)}
-            path = cached_file(
-                pretrained_model_name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub
-            )
+            hub = {
+                key: kwargs[key] for key in ("cache_dir", "token", "revision", "local_files_only", "subfolder") if kwargs.get(key)
+            }
+            path = cached_file(pretrained_model_name_or_path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
             if path is None or not os.path.isfile(path):
                 raise
             with open(path, encoding="utf-8") as file:

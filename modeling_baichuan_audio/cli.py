@@ -122,7 +122,9 @@ def write_audio(processor, model, waveform: torch.Tensor, path: Path, frames: li
         return
     rate = model.config.sampling_rate
     processor.save_audio(waveform, path, sampling_rate=rate)
-    typer.echo(f"audio: {path} ({sum(frames)} frames in {len(frames)} pieces, {waveform.numel()} samples, {waveform.numel() / rate:.2f} s at {rate} Hz)")
+    seconds = waveform.numel() / rate
+    length = f"{sum(frames)} frames in {len(frames)} pieces, {waveform.numel()} samples, {seconds:.2f} s at {rate} Hz"
+    typer.echo(f"audio: {path} ({length})")
 
 
 def printable(text: str) -> str:
@@ -216,7 +218,9 @@ def speak(
     device: Device = "auto",
     dtype: Dtype = "auto",
     greedy: Greedy = False,
-    max_audio_frames: Annotated[Optional[int], typer.Option(min=1, help="Longest piece, in 80 ms frames; 700 by default.")] = None,
+    max_audio_frames: Annotated[
+        Optional[int], typer.Option(min=1, help="Longest piece, in 80 ms frames; 700 by default.")
+    ] = None,
 ) -> None:
     """Say a text."""
     with one_line_errors():
@@ -256,7 +260,9 @@ def resynthesize(
         codes = model.get_audio_codes(features["input_features"], features["input_features_mask"])
         waveforms, errors, frames = [], [], []
         chunks = zip(extractor.chunks(samples), codes)
-        for chunk, clip in tqdm(chunks, total=len(codes), unit="chunk", desc="decoding", leave=False, disable=not sys.stderr.isatty()):
+        for chunk, clip in tqdm(
+            chunks, total=len(codes), unit="chunk", desc="decoding", leave=False, disable=not sys.stderr.isatty()
+        ):
             clip = clip[:, clip[0] >= 0]
             waveform = model.decode_audio([clip], seed, num_steps, guidance, num_codebooks)[0].cpu()
             waveforms.append(waveform)
@@ -286,7 +292,9 @@ def mel_difference(source: torch.Tensor, result: torch.Tensor, config: BaichuanA
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Original (or converted) checkpoint: folder or Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder to make.")],
-    hift: Annotated[Optional[Path], typer.Option(help="hift.pt of CosyVoice 2: the vocoder, which the checkpoints do not carry.")] = None,
+    hift: Annotated[
+        Optional[Path], typer.Option(help="hift.pt of CosyVoice 2: the vocoder, which the checkpoints do not carry.")
+    ] = None,
     dtype: Annotated[Optional[str], typer.Option(help='"float32", "bfloat16" or "float16"; unchanged by default.')] = None,
 ) -> None:
     """Convert an original checkpoint, or add a vocoder to a converted one."""
@@ -307,7 +315,9 @@ def convert(
 
 
 @app.command()
-def info(checkpoint: Annotated[Optional[str], typer.Argument(help="Folder or Hub id; the untrained one by default.")] = None) -> None:
+def info(
+    checkpoint: Annotated[Optional[str], typer.Argument(help="Folder or Hub id; the untrained one by default.")] = None,
+) -> None:
     """Say what a checkpoint holds, from its config alone."""
     with one_line_errors():
         folder = default_checkpoint() if checkpoint is None else find_checkpoint(checkpoint)
@@ -327,11 +337,17 @@ def info(checkpoint: Annotated[Optional[str], typer.Argument(help="Folder or Hub
         }
         tokenizer = config.audio_tokenizer_config
         typer.echo(f"checkpoint: {folder}")
-        typer.echo(f"language model: {config.text_config.model_type}, {config.text_config.num_hidden_layers} layers, "
-                   f"width {config.text_config.hidden_size}, vocabulary {config.text_config.vocab_size}")
-        typer.echo(f"codes: {tokenizer.num_codebooks} codebooks of {tokenizer.codebook_sizes} at {tokenizer.frame_rate:g} Hz, "
-                   f"{bits_per_second(config, tokenizer.codebook_sizes):.1f} bit/s")
-        typer.echo(f"audio in: {tokenizer.sampling_rate} Hz, chunks of {tokenizer.max_audio_seconds} s; audio out: {config.sampling_rate} Hz")
+        typer.echo(
+            f"language model: {config.text_config.model_type}, {config.text_config.num_hidden_layers} layers, "
+            f"width {config.text_config.hidden_size}, vocabulary {config.text_config.vocab_size}"
+        )
+        typer.echo(
+            f"codes: {tokenizer.num_codebooks} codebooks of {tokenizer.codebook_sizes} at {tokenizer.frame_rate:g} Hz, "
+            f"{bits_per_second(config, tokenizer.codebook_sizes):.1f} bit/s"
+        )
+        typer.echo(
+            f"audio in: {tokenizer.sampling_rate} Hz, chunks of {tokenizer.max_audio_seconds} s; audio out: {config.sampling_rate} Hz"
+        )
         for name, part in parts.items():
             if part is None:
                 typer.echo(f"{name}: none (add one with `baichuan-audio convert {folder} OUTPUT --hift hift.pt`)")

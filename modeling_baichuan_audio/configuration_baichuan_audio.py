@@ -28,7 +28,9 @@ def _require_divisible(config: PreTrainedConfig, whole: str, part: str) -> None:
 
 
 def _require_codebooks(sizes: list[int]) -> None:
-    _require(len(sizes) > 0 and min(sizes) > 1, f"`codebook_sizes` needs at least one codebook of 2 or more entries, got {sizes}.")
+    _require(
+        len(sizes) > 0 and min(sizes) > 1, f"`codebook_sizes` needs at least one codebook of 2 or more entries, got {sizes}."
+    )
 
 
 class _ReadsOriginalFormat:
@@ -104,7 +106,9 @@ class BaichuanAudioTokenizerConfig(_ReadsOriginalFormat, PreTrainedConfig):
         super().__post_init__(**kwargs)
         _require_codebooks(self.codebook_sizes)
         _require_positive(self, "sampling_rate", "num_mel_bins", "n_fft", "hop_length", "max_audio_seconds", "stride_size")
-        _require_positive(self, "downsample_factor", "decoder_stride_size", "refine_channels", "refine_layers", "refine_hop_length")
+        _require_positive(
+            self, "downsample_factor", "decoder_stride_size", "refine_channels", "refine_layers", "refine_hop_length"
+        )
         _require_divisible(self, "hidden_size", "encoder_attention_heads")
         _require_divisible(self, "hidden_size", "decoder_attention_heads")
         _require(self.hidden_size % 2 == 0, f"`hidden_size` must be even for sinusoidal positions, got {self.hidden_size}.")

@@ -93,7 +93,9 @@ class SamplingSettings:
 
     def __post_init__(self):
         if not (self.temperature > 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0):
-            raise ValueError(f"Sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}.")
+            raise ValueError(
+                f"Sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}."
+            )
 
     @classmethod
     def read(cls, generation_config: GenerationConfig, prefix: str = "") -> "SamplingSettings":
@@ -260,13 +262,12 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
     def _get_logits_processor(self, generation_config, *args, **kwargs):
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         mask = (kwargs.get("model_kwargs") or {}).get("attention_mask")
-        kept = LogitsProcessorList()
+        # In plain text none of the multimodal tokens means anything. First of all, or top-k and top-p could leave nothing else.
+        kept = LogitsProcessorList([SuppressTokensLogitsProcessor(self.config.special_token_ids, device=kwargs.get("device"))])
         for processor in processors:
             if type(processor) is RepetitionPenaltyLogitsProcessor and mask is not None:
                 processor = PaddedRepetitionPenalty(processor.penalty, mask)
             kept.append(processor)
-        # In plain text none of the multimodal tokens means anything.
-        kept.append(SuppressTokensLogitsProcessor(self.config.special_token_ids, device=kwargs.get("device")))
         return kept
 
     @torch.no_grad()
@@ -351,7 +352,9 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         self, input_ids, generation_config, stopping_criteria, seed, forced_text_ids, output_audio, model_kwargs
     ) -> BaichuanAudioGenerateOutput:
         if (generation_config.num_beams or 1) > 1:
-            raise ValueError("Spoken replies are sampled or greedy: beams of different modes cannot be compared. Use num_beams=1.")
+            raise ValueError(
+                "Spoken replies are sampled or greedy: beams of different modes cannot be compared. Use num_beams=1."
+            )
         batch = input_ids.shape[0]
         rules = self._reply_rules(generation_config)
         scripts = self._checked_scripts(forced_text_ids, batch)
@@ -361,7 +364,9 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
             if row.in_audio and row.script is not None:  # the prompt already holds the first piece
                 row.script.appendleft([])
             if row.script is not None and not row.script:
-                raise ValueError("`forced_text_ids` has no piece for a prompt that does not end in `audiogen_start`: nothing to speak.")
+                raise ValueError(
+                    "`forced_text_ids` has no piece for a prompt that does not end in `audiogen_start`: nothing to speak."
+                )
         settings = {
             "first": SamplingSettings.read(generation_config),
             "later": SamplingSettings.read(generation_config, "later_text_"),
@@ -442,8 +447,7 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         codebooks = self.config.audio_tokenizer_config.num_codebooks
         empty = torch.empty(codebooks, 0, dtype=torch.long, device=self.device)
         joined = [
-            torch.cat([empty] + [part["audio_codes"] for part in row.segments if part["type"] == "audio"], dim=1)
-            for row in rows
+            torch.cat([empty] + [part["audio_codes"] for part in row.segments if part["type"] == "audio"], dim=1) for row in rows
         ]
         columns = [codes.transpose(0, 1) for codes in joined]
         return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1).transpose(1, 2)

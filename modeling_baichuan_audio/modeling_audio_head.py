@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_baichuan_audio import BaichuanAudioHeadConfig
@@ -35,9 +36,15 @@ class AudioHeadLayer(GradientCheckpointingLayer):
         self.norm2 = BaichuanAudioRMSNorm(width, config.rms_norm_eps)
         self.mlps = nn.ModuleList([AudioHeadMLP(width, config.intermediate_size) for _ in range(config.num_codebooks)])
 
-    def forward(self, states: torch.Tensor, first_position: int = 0, cache: list | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        first_position: int = 0,
+        cache: list | None = None,
+    ) -> torch.Tensor:
         """(rows, positions, hidden_size) at codebook positions `first_position ...` -> the same shape."""
-        states = states + self.self_attn(self.norm1(states), cache=cache)[0]
+        states = states + self.self_attn(self.norm1(states), attention_mask, cache=cache)[0]
         states = self.norm2(states)  # the second residual starts from the normalised states
         mlps = self.mlps[first_position : first_position + states.shape[1]]
         return states + torch.stack([mlp(states[:, i]) for i, mlp in enumerate(mlps)], dim=1)
@@ -53,6 +60,7 @@ class BaichuanAudioHead(BaichuanAudioPreTrainedModel):
     config: BaichuanAudioHeadConfig
     base_model_prefix = "audio_head"
     main_input_name = "hidden_states"
+    _supports_flash_attn = True
     _no_split_modules = ["AudioHeadLayer"]
     _can_record_outputs = {"hidden_states": AudioHeadLayer, "attentions": BaichuanAudioAttention}
 
@@ -75,8 +83,9 @@ class BaichuanAudioHead(BaichuanAudioPreTrainedModel):
             One `(frames, codebook_size + 1)` tensor per codebook.
         """
         states = torch.cat([hidden_states[:, None], code_embeddings.cumsum(1)], dim=1)
+        mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
         for layer in self.layers:
-            states = layer(states)
+            states = layer(states, mask)
         states = self.norm(states)
         return tuple(head(states[:, i]) for i, head in enumerate(self.heads))
 

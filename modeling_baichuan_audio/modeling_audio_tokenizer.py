@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -217,8 +217,10 @@ class BaichuanAudioMelDecoder(nn.Module):
         states = states.transpose(1, 2)
         positions = sinusoidal_embedding(torch.arange(states.shape[1], device=states.device), states.shape[2])
         states = states + positions.to(states.dtype)
-        for layer in self.layers:  # causal, so padding on the right is never seen
-            states = layer(states)
+        # Causal, so padding on the right is never seen.
+        mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
+        for layer in self.layers:
+            states = layer(states, mask)
         valid = length_mask(lengths, states.shape[1])[..., None]
         hidden_states = self.layer_norm(states).masked_fill(~valid, 0.0)
 
@@ -247,7 +249,6 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
     output_modalities = ("audio",)
     _no_split_modules = ["BaichuanAudioTransformerLayer"]
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": BaichuanAudioTransformerLayer, "attentions": BaichuanAudioAttention}
 
     def __init__(self, config: BaichuanAudioTokenizerConfig):
@@ -318,7 +319,9 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         frames = frame_lengths(audio_codes)
         longest = (self.config.max_decoder_frames + 1) // self.config.downsample_factor
         if audio_codes.numel() == 0 or int(frames.min()) < 1 or int(frames.max()) > longest:
-            raise ValueError(f"`audio_codes` needs clips of 1 to {longest} frames, got {frames.tolist()}: cut longer audio into clips.")
+            raise ValueError(
+                f"`audio_codes` needs clips of 1 to {longest} frames, got {frames.tolist()}: cut longer audio into clips."
+            )
         used = self.config.num_codebooks if num_codebooks is None else num_codebooks
         if not 1 <= used <= self.config.num_codebooks:
             raise ValueError(f"`num_codebooks` must be 1 to {self.config.num_codebooks}, got {num_codebooks}.")

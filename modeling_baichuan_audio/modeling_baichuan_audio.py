@@ -60,9 +60,6 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
     _no_split_modules = ["BaichuanAudioTransformerLayer", "AudioHeadLayer", "EstimatorStage"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
-    _supports_flex_attn = True
-    # HiFT is small and integrates a phase: it stays in float32 whatever the rest is loaded in.
-    _keep_in_fp32_modules_strict = ["vocoder"]
 
     def __init__(self, config: BaichuanAudioConfig):
         super().__init__(config)
@@ -105,9 +102,7 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
         with torch.no_grad():
             encoded = self.audio_tokenizer.encode(input_features, input_features_mask)
         codes = encoded.audio_codes.transpose(1, 2)[encoded.audio_codes_mask]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=encoded.last_hidden_state, pooler_output=self.embed_codes(codes)
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=encoded.last_hidden_state, pooler_output=self.embed_codes(codes))
 
     def get_placeholder_mask(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
         """(batch, time) True at the audio tokens that stand for a frame each."""
@@ -231,9 +226,9 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
     output_modalities = ("text", "audio")
     _no_split_modules = BaichuanAudioModel._no_split_modules
     _skip_keys_device_placement = BaichuanAudioModel._skip_keys_device_placement
-    _keep_in_fp32_modules_strict = BaichuanAudioModel._keep_in_fp32_modules_strict
+    # HiFT is small and integrates a phase: it stays in float32 whatever the rest is loaded in.
+    _keep_in_fp32_modules_strict = ["vocoder"]
     _supports_flash_attn = True
-    _supports_flex_attn = True
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: BaichuanAudioConfig):
@@ -242,8 +237,11 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
         self.vocab_size = config.text_config.vocab_size
         self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
         self.audio_head = BaichuanAudioHead._from_config(config.audio_head_config)
-        # The U-Net's chunk mask and the short depth transformer are made for sdpa, whatever the LLM runs on.
-        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(config.flow_matching_config)
+        # The U-Net's chunk mask is a dense one: whatever kernel the LLM runs on, it needs sdpa or eager attention.
+        attention = "eager" if config.flow_matching_config._attn_implementation == "eager" else "sdpa"
+        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(
+            config.flow_matching_config, attn_implementation=attention
+        )
         self.vocoder = None if config.vocoder_config is None else BaichuanAudioVocoder._from_config(config.vocoder_config)
         self.post_init()
         set_generation_defaults(self.generation_config)
@@ -352,9 +350,7 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
         tables = self.model.audio_embed_layers
         embedded = torch.stack([table(column) for table, column in zip(tables, frames[slots][:, :-1].unbind(1))], dim=1)
         logits = self.audio_head(before, embedded)
-        return tuple(
-            part.new_zeros(*slots.shape, part.shape[-1]).masked_scatter(slots[..., None], part) for part in logits
-        )
+        return tuple(part.new_zeros(*slots.shape, part.shape[-1]).masked_scatter(slots[..., None], part) for part in logits)
 
     @can_return_tuple
     def forward(

@@ -44,7 +44,9 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         vision = [key for key in loading_info.unexpected_keys if re.search(VISION_KEYS, key)]
         if vision:
-            logger.warning(f"Ignored {len(vision)} vision tensors of the checkpoint: this package runs the audio parts of Omni models.")
+            logger.warning(
+                f"Ignored {len(vision)} vision tensors of the checkpoint: this package runs the audio parts of Omni models."
+            )
         super()._adjust_missing_and_unexpected_keys(loading_info)
 
     @classmethod
@@ -115,9 +117,7 @@ class BaichuanAudioAttention(nn.Module):
         Returns:
             `(batch, time, hidden_size)` and the attention weights (or None).
         """
-        query, key, value = (
-            self._heads(proj(hidden_states)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = (self._heads(proj(hidden_states)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if cache is not None:
             if cache:
                 key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
@@ -276,7 +276,5 @@ def position_noise(seed: int, stream: str, start: int, length: int, width: int, 
     if length == 0:
         return torch.empty(0, width)
     first, last = start // block, (start + length - 1) // block
-    rows = [
-        torch.randn(block, width, generator=seeded_generator(seed, stream, index)) for index in range(first, last + 1)
-    ]
+    rows = [torch.randn(block, width, generator=seeded_generator(seed, stream, index)) for index in range(first, last + 1)]
     return torch.cat(rows)[start - first * block :][:length]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 from .configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig
@@ -40,6 +41,7 @@ class FlowMatchingPreNet(nn.Module):
 
     def __init__(self, config: BaichuanAudioFlowMatchingConfig):
         super().__init__()
+        self.config = config
         width = config.prenet_hidden_size
         self.in_fc1 = nn.Linear(config.input_size, 4 * width)
         self.in_fc2 = nn.Linear(4 * width, width)
@@ -63,8 +65,10 @@ class FlowMatchingPreNet(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, frames, input_size) -> (batch, frames, num_mel_bins)."""
         states = self.in_fc2(nn.functional.silu(self.in_fc1(hidden_states)))
-        for layer in self.layers:  # causal, so padding on the right is never seen
-            states = layer(states)
+        # Causal, so padding on the right is never seen.
+        mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
+        for layer in self.layers:
+            states = layer(states, mask)
         return self.out_proj(self.norm(states))
 
 
@@ -234,9 +238,7 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         """(batch, frames, num_mel_bins) float32 starting noise, a function of seed and absolute frame alone."""
         noise = torch.zeros(len(seeds), frames, self.config.num_mel_bins)
         for row, seed, length in zip(noise, seeds, lengths.tolist()):
-            row[:length] = position_noise(
-                seed, "flow", 0, length, self.config.num_mel_bins, self.config.attention_chunk_size
-            )
+            row[:length] = position_noise(seed, "flow", 0, length, self.config.num_mel_bins, self.config.attention_chunk_size)
         return noise.to(lengths.device)
 
     @torch.no_grad()
@@ -310,9 +312,7 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         if noise is None:
             noise = self.noise(draw_seeds(seed, batch), lengths, frames)
         elif tuple(noise.shape) != (batch, frames, self.config.num_mel_bins):
-            raise ValueError(
-                f"`noise` must be {(batch, frames, self.config.num_mel_bins)}, got {tuple(noise.shape)}."
-            )
+            raise ValueError(f"`noise` must be {(batch, frames, self.config.num_mel_bins)}, got {tuple(noise.shape)}.")
         condition = self.prenet(hidden_states.to(self.prenet.in_fc1.weight.dtype))
         mel = self.solve(condition, lengths, noise, num_steps, guidance)
         return BaichuanAudioFlowMatchingOutput(mel=mel, condition=condition, mel_lengths=lengths)

@@ -139,9 +139,7 @@ class VocoderResBlock(nn.Module):
         self.convs1 = nn.ModuleList(
             [FloatConv1d(channels, channels, kernel_size, dilation=d, padding=d * (kernel_size // 2)) for d in dilations]
         )
-        self.convs2 = nn.ModuleList(
-            [FloatConv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in dilations]
-        )
+        self.convs2 = nn.ModuleList([FloatConv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in dilations])
         self.activations1 = nn.ModuleList([Snake(channels) for _ in dilations])
         self.activations2 = nn.ModuleList([Snake(channels) for _ in dilations])
 
@@ -167,9 +165,7 @@ class VocoderStage(nn.Module):
         self.source_down = FloatConv1d(config.istft_n_fft + 2, channels, **down)
         dilations = config.resblock_dilations
         self.source_resblock = VocoderResBlock(channels, config.source_resblock_kernel_sizes[index], dilations)
-        self.resblocks = nn.ModuleList(
-            [VocoderResBlock(channels, size, dilations) for size in config.resblock_kernel_sizes]
-        )
+        self.resblocks = nn.ModuleList([VocoderResBlock(channels, size, dilations) for size in config.resblock_kernel_sizes])
 
     def forward(self, states, lengths, source_stft) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, 2 * channels, time), (batch,), (batch, n_fft + 2, source_frames) -> (batch, channels, rate * time), lengths."""

@@ -252,11 +252,12 @@ class BaichuanAudioProcessor(ProcessorMixin):
             return message
         content = []
         for part in message["content"]:
-            if not isinstance(part, dict):
-                raise ValueError(f'A part of a message must be a dict with a "type", got {type(part).__name__}.')
-            if part.get("type") == "text" and not isinstance(part.get("text"), str):
+            if not isinstance(part, dict) or "type" not in part:
+                got = f"the keys {sorted(map(str, part))}" if isinstance(part, dict) else type(part).__name__
+                raise ValueError(f'A part of a message must be a dict with a "type", got {got}.')
+            if part["type"] == "text" and not isinstance(part.get("text"), str):
                 raise ValueError(f'A text part needs a string under "text", got {part.get("text")!r}.')
-            if part.get("type") == "audio" and read:
+            if part["type"] == "audio" and read:
                 sources = [key for key in ("audio", "path", "url", "base64", "audio_codes") if part.get(key) is not None]
                 if len(sources) != 1:
                     raise ValueError(
@@ -311,7 +312,9 @@ class BaichuanAudioProcessor(ProcessorMixin):
         if generation_mode == "audio":
             waveforms = generated_outputs.get("audio") if isinstance(generated_outputs, dict) else None
             if waveforms is None:
-                raise ValueError('There are no waveforms: call `generate` with `generation_mode="audio"`, not `output_audio=False`.')
+                raise ValueError(
+                    'There are no waveforms: call `generate` with `generation_mode="audio"`, not `output_audio=False`.'
+                )
             return [waveform.float().cpu().numpy() for waveform in waveforms]
         sequences = getattr(generated_outputs, "sequences", generated_outputs)
         return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens)

@@ -4,6 +4,7 @@ import os
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the suite may depend on the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only lose time to threads
 
 import pytest
 import torch

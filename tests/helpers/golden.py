@@ -57,7 +57,9 @@ def formula_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def formula_state_dict(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """All tensors of `shapes`. The fixed position tables are left at zero: a faithful model must not read them."""
     return {
-        name: torch.zeros(shape) if name.endswith("positional_embedding") else torch.from_numpy(formula_weight(name, tuple(shape)))
+        name: torch.zeros(shape)
+        if name.endswith("positional_embedding")
+        else torch.from_numpy(formula_weight(name, tuple(shape)))
         for name, shape in shapes.items()
     }
 

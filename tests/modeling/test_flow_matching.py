@@ -53,7 +53,16 @@ def test_seed_comes_from_the_global_generator_by_default(flow):
 def test_chunk_mask_by_brute_force(flow):
     lengths = torch.tensor([230, 120])
     mask = flow.estimator.chunk_mask(lengths, 230, torch.float32)
-    for row, query, key in [(0, 0, 99), (0, 0, 100), (0, 100, 0), (0, 150, 199), (0, 150, 200), (0, 229, 229), (1, 105, 119), (1, 105, 120)]:
+    for row, query, key in [
+        (0, 0, 99),
+        (0, 0, 100),
+        (0, 100, 0),
+        (0, 150, 199),
+        (0, 150, 200),
+        (0, 229, 229),
+        (1, 105, 119),
+        (1, 105, 120),
+    ]:
         allowed = key < (query // 100 + 1) * 100 and key < int(lengths[row])
         assert bool(mask[row, 0, query, key] == 0) == allowed, (row, query, key)
     assert flow.estimator.chunk_mask(torch.tensor([100]), 100, torch.float32) is None

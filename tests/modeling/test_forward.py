@@ -174,6 +174,24 @@ def test_waveforms_need_a_vocoder(original_model):
         original_model.generate(torch.tensor([[1, 2]]), generation_mode="audio")
 
 
+@torch.no_grad()
+def test_eager_attention_gives_the_same(original_folder, original_model):
+    eager = BaichuanAudioForCausalLM.from_pretrained(original_folder, attn_implementation="eager")
+    assert eager.flow_matching.config._attn_implementation == "eager"
+    assert original_model.flow_matching.config._attn_implementation == "sdpa"
+    ids, features = golden()["llm.prompt"], golden()["features.1.0"][None]
+    results = []
+    for model in (eager, original_model):
+        output = model(input_ids=ids, input_features=features, output_audio_logits=True)
+        decoded = model.audio_tokenizer.decode(golden()["codes.2.0"].T[None])
+        flow = model.flow_matching(decoded.hidden_states, seed=0)
+        results.append(
+            [output.logits, *output.audio_logits, decoded.hidden_states, decoded.refined_mel, flow.condition, flow.mel]
+        )
+    for ours, reference in zip(*results):
+        torch.testing.assert_close(ours, reference, atol=1e-4, rtol=0)
+
+
 def test_any_language_model_can_be_the_backbone():
     settings = {
         "model_type": "llama",

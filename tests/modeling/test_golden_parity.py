@@ -242,4 +242,4 @@ def test_every_golden_tensor_was_compared(request):
     ran = {item.originalname for item in request.session.items if item.path == request.node.path}
     if len(ran) < 16:
         pytest.skip("only a part of this file runs")
-    assert USED == set(golden())
+    assert set(golden()) == USED

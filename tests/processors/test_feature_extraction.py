@@ -141,14 +141,14 @@ def test_settings_from_an_original_config():
 def test_features_equal_an_independent_version(short_extractor, samples):
     waveform = noise(samples)
     computed = features_of(short_extractor(waveform), 0)
-    np.testing.assert_allclose(computed, expected_features(waveform, max_seconds=2), atol=1e-4)
+    np.testing.assert_allclose(computed, expected_features(waveform, max_seconds=2), atol=1e-5)
 
 
 def test_features_of_near_silence_after_a_loud_start_equal_an_independent_version(extractor):
     # The floor lies 8 below the maximum of the whole chunk: it cuts here.
     waveform = np.concatenate([noise(4000), 1e-6 * noise(12000, seed=1)])
     computed = features_of(extractor(waveform), 0)
-    np.testing.assert_allclose(computed, expected_features(waveform, max_seconds=30), atol=5e-4)
+    np.testing.assert_allclose(computed, expected_features(waveform, max_seconds=30), atol=1e-5)
     assert computed.min() == pytest.approx(computed.max() - 2.0, abs=1e-6)
 
 
@@ -295,7 +295,9 @@ def test_the_input_is_not_changed(extractor):
 def tones(rate: int, seconds: float = 1.0) -> np.ndarray:
     """Four tones below 3.5 kHz, faded in and out."""
     time = np.arange(round(seconds * rate)) / rate
-    return (np.sin(np.pi * time / seconds) * sum(np.sin(2 * np.pi * f * time) for f in (220, 710, 1500, 3100)) / 8).astype(np.float32)
+    return (np.sin(np.pi * time / seconds) * sum(np.sin(2 * np.pi * f * time) for f in (220, 710, 1500, 3100)) / 8).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
@@ -303,27 +305,27 @@ def tones(rate: int, seconds: float = 1.0) -> np.ndarray:
 def test_other_rates_are_resampled(extractor, rate, packaging):
     waveform = tones(rate)
     if packaging == "argument":
-        batch, atol = extractor(waveform, sampling_rate=rate), 0.02
+        batch = extractor(waveform, sampling_rate=rate)
     elif packaging == "dict":
-        batch, atol = extractor({"array": waveform, "sampling_rate": rate}), 0.02
+        batch = extractor({"array": waveform, "sampling_rate": rate})
     elif packaging == "decoder":
-        batch, atol = extractor(Decoder(waveform, rate)), 0.02
+        batch = extractor(Decoder(waveform, rate))
     else:
-        batch, atol = extractor(encoded(waveform, rate)), 0.02
+        batch = extractor(encoded(waveform, rate))
     expected = features_of(extractor(tones(RATE)), 0)
     assert batch["num_frames"] == [12]
     assert features_of(batch, 0).shape == expected.shape == (128, 101)
     # Away from the faded ends, all that is less than 30 dB below the maximum.
-    strong = expected > expected.max() - 0.75
-    assert strong[:, 10:91].sum() > 500
-    np.testing.assert_allclose(features_of(batch, 0)[:, 10:91][strong[:, 10:91]], expected[:, 10:91][strong[:, 10:91]], atol=atol)
+    strong = expected[:, 10:91] > expected.max() - 0.75
+    assert strong.sum() > 1500
+    np.testing.assert_allclose(features_of(batch, 0)[:, 10:91][strong], expected[:, 10:91][strong], atol=1e-3)
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 def test_resampled_waveforms_have_the_right_samples(extractor, rate):
     resampled = extractor.read_audio(tones(rate), rate)
     assert len(resampled) == RATE and resampled.dtype == np.float32
-    np.testing.assert_allclose(resampled, tones(RATE), atol=1e-3)
+    np.testing.assert_allclose(resampled, tones(RATE), atol=1e-4)
 
 
 def test_the_rate_of_a_file_counts_not_the_argument(extractor):
@@ -405,7 +407,9 @@ def test_long_strings_are_not_repeated_in_messages(extractor):
     assert len(str(error.value)) < 200
 
 
-@pytest.mark.parametrize("rate", [0, -1, 999, 768001, 16000.5, "16k", "16000", float("nan"), float("inf"), 10, True, np.True_, 8000j])
+@pytest.mark.parametrize(
+    "rate", [0, -1, 999, 768001, 16000.5, "16k", "16000", float("nan"), float("inf"), 10, True, np.True_, 8000j]
+)
 def test_bad_rates_are_refused(extractor, rate):
     for audio, argument in ((noise(2000), rate), ({"array": noise(2000), "sampling_rate": rate}, None)):
         with pytest.raises(ValueError, match="`sampling_rate` must be a (whole )?number of Hz"):
@@ -446,7 +450,7 @@ DTYPES = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     samples=st.one_of(st.integers(0, 1100), st.integers(0, 70000), st.sampled_from([32000, 32399, 32400, 32959, 32960, 64000])),
     rate=st.sampled_from([RATE, RATE, RATE, 8000, 11025, 44100, 48000, 0, 999]),
@@ -456,14 +460,14 @@ DTYPES = {
 )
 def test_any_audio_has_the_documented_lengths_or_is_refused(short_extractor, samples, rate, channels, channels_last, dtype):
     waveform = noise(samples)
-    audio = waveform if channels is None else np.ascontiguousarray(np.broadcast_to(waveform, (channels, samples)))
+    audio = waveform if channels is None else np.tile(waveform, (channels, 1))
     audio = DTYPES[dtype](audio.T.copy() if channels_last else audio)
     resampled = samples * RATE / max(rate, 1)
     bad = dtype in ("uint8", "bool") or rate in (0, 999) or (channels == 9 and samples >= 9)
     try:
         batch = short_extractor(audio, sampling_rate=rate)
     except ValueError:
-        assert bad or resampled < 961 or (channels is not None and samples <= channels)
+        assert bad or resampled < 961
         return
     assert not bad
     length = samples if rate == RATE else len(short_extractor.read_audio(audio, rate))
