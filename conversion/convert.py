@@ -1,8 +1,8 @@
 """Original checkpoint (and hift.pt) -> converted checkpoint, one tensor at a time.
 
 Never holds more than a few tensors in memory: the plan is made from the headers of the safetensors files alone, every problem is
-reported before anything is written, and each finished shard is moved into place, so that an interrupted conversion goes on where it
-stopped.
+reported before anything is written, and each finished shard is moved into place, so that an interrupted conversion goes on where
+it stopped.
 """
 
 import json
@@ -327,7 +327,7 @@ def convert_checkpoint(
 
     jobs = [
         ([(t.name, t.shape, t.dtype) for t in plan], lambda i, plan=plan, shard=shard: plan[i].read(shard))
-        for plan, shard in zip(plans, shards)
+        for plan, shard in zip(plans, shards, strict=True)
         if plan
     ]
     if vocoder_state:

@@ -127,6 +127,8 @@ class BaichuanAudioProcessor(ProcessorMixin):
             raise ValueError(f"The tokenizer lacks the special tokens {', '.join(missing)}.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or "<|endoftext|>"
+        # Replies follow the prompt. Pipelines pad with the tokenizer's own setting, so it has to be saved with it.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         self.audio_token = SPECIAL_TOKENS["audio_pad"]
         self.audio_token_id = vocabulary[self.audio_token]
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)

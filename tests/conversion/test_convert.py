@@ -25,7 +25,7 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# ---------------------------------------------------------------------------------------------------------------- what comes out
+# -------------------- what comes out
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -60,7 +60,13 @@ def test_config_is_written_in_our_form(tmp_path, original_folder):
     assert config["model_type"] == "baichuan_audio"
     assert config["architectures"] == ["BaichuanAudioForCausalLM"]
     assert config["dtype"] == "float32"
-    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_baichuan_audio.BaichuanAudioForCausalLM"
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_baichuan_audio.BaichuanAudioConfig",
+        "AutoModel": "modeling_baichuan_audio.BaichuanAudioModel",
+        "AutoModelForCausalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+        "AutoModelForMultimodalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+        "AutoModelForTextToWaveform": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+    }
     assert "omni" not in json.dumps(config)
     for entry in config["auto_map"].values():
         assert (tmp_path / "converted" / f"{entry.split('.')[0]}.py").is_file()
@@ -135,9 +141,8 @@ def any_form(request, tmp_path, original_folder, converted_folder, converted_mod
     return tmp_path / "saved", None
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dtype_casts_all_but_the_vocoder(tmp_path, any_form, dtype, converted_model, read_tensors):
-    source, hift = any_form
+def test_dtype_casts_all_but_the_vocoder(tmp_path, any_form, converted_model, read_tensors):
+    (source, hift), dtype = any_form, torch.bfloat16
     convert_checkpoint(source, tmp_path / "cast", hift=hift, dtype=dtype)
     state = read_tensors(tmp_path / "cast")
     full = converted_model.state_dict()
@@ -146,7 +151,7 @@ def test_dtype_casts_all_but_the_vocoder(tmp_path, any_form, dtype, converted_mo
     assert wrong == []
     kept = {name for name, tensor in state.items() if tensor.dtype != dtype}
     assert kept == {name for name in state if name.startswith("vocoder.")}
-    assert json.loads((tmp_path / "cast" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert json.loads((tmp_path / "cast" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_dtype_of_the_model_and_its_parts_loaded_alone(tmp_path, any_form):
@@ -160,10 +165,12 @@ def test_dtype_of_the_model_and_its_parts_loaded_alone(tmp_path, any_form):
         assert BaichuanAudioVocoder.from_pretrained(tmp_path / "cast").conv_pre.weight.dtype == torch.float32
 
 
-def test_float64_is_cast_too(tmp_path, make_original, read_tensors):
-    original = make_original(tensors={GATE: torch.ones(512, 256, dtype=torch.float64)})
-    convert_checkpoint(original, tmp_path / "cast", dtype=torch.bfloat16)
-    assert {tensor.dtype for tensor in read_tensors(tmp_path / "cast").values()} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_float_is_cast(tmp_path, make_original, read_tensors, dtype):
+    others = {GATE: torch.float64, "model.layers.1.mlp.gate_proj.weight": torch.bfloat16}
+    original = make_original(tensors={name: torch.ones(512, 256, dtype=other) for name, other in others.items()})
+    convert_checkpoint(original, tmp_path / "cast", dtype=dtype)
+    assert {tensor.dtype for tensor in read_tensors(tmp_path / "cast").values()} == {dtype}
 
 
 def test_omni_checkpoint_loses_its_vision_parts(tmp_path, make_original, original_model, read_tensors, assert_same_tensors):
@@ -220,7 +227,7 @@ def test_output_may_be_the_current_folder(tmp_path, original_folder, monkeypatch
     assert (tmp_path / "here" / "config.json").is_file()
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is refused
+# -------------------- what is refused
 
 
 @pytest.fixture
@@ -240,7 +247,10 @@ def refused(tmp_path):
 @pytest.mark.parametrize(
     "tensors, listed",
     [
-        ({GATE: None, "lm_head.weight": None}, ["model.language_model.layers.0.mlp.gate_proj.weight is missing", "lm_head.weight is"]),
+        (
+            {GATE: None, "lm_head.weight": None},
+            ["model.language_model.layers.0.mlp.gate_proj.weight is missing", "lm_head.weight is"],
+        ),
         ({GATE: torch.ones(3, 4)}, ["model.language_model.layers.0.mlp.gate_proj.weight has shape [3, 4] instead of [512, 256]"]),
         ({"surprise.weight": torch.ones(1)}, ["surprise.weight is unknown"]),
         ({f"{W_PACK}.weight": None}, [f"self_attn.{x}_proj.weight is missing" for x in "qkv"]),
@@ -249,7 +259,10 @@ def refused(tmp_path):
         ({f"{W_PACK}.bias": torch.ones(100)}, ["q_proj.bias has shape [100]", "k_proj.bias has shape [0]"]),
         ({HEAD_LINEAR1: torch.ones(512, 2049)}, ["mlps.7.fc1.weight has shape [512, 257] instead of [512, 256]"]),
         ({HEAD_LINEAR1: torch.ones(7)}, ["linear1.weight is unknown", "mlps.0.fc1.weight is missing"]),
-        ({"model.language_model.norm.weight": torch.ones(256)}, ["model.language_model.norm.weight is there twice", "model.norm"]),
+        (
+            {"model.language_model.norm.weight": torch.ones(256)},
+            ["model.language_model.norm.weight is there twice", "model.norm"],
+        ),
         ({GATE: torch.ones(512, 256).to(torch.float8_e4m3fn)}, ["gate_proj.weight has the unsupported type F8_E4M3"]),
     ],
     ids=[
@@ -366,7 +379,7 @@ def test_find_checkpoint(tmp_path, monkeypatch):
     assert find_checkpoint("someone/model") == tmp_path
 
 
-# ---------------------------------------------------------------------------------------------------------------- interruptions
+# -------------------- interruptions
 
 
 @pytest.fixture
@@ -462,7 +475,7 @@ def test_interruption_within_a_shard_leaves_no_half_shard(tmp_path, original_fol
         with pytest.raises(OSError, match="no space left"):
             convert_checkpoint(original_folder, tmp_path / "output")
     assert not (tmp_path / "output").exists()
-    assert [path for path in (tmp_path / ".output.part").glob("*.safetensors")] == []
+    assert list((tmp_path / ".output.part").glob("*.safetensors")) == []
     convert_checkpoint(original_folder, tmp_path / "output")
     assert read_tensors(tmp_path / "output").keys() == original_model.state_dict().keys()
     assert [name for name in names_in(tmp_path / "output") if name.endswith(".part")] == []

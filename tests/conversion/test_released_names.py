@@ -47,7 +47,7 @@ def mapped(name, shape, ours):
             targets = [name.removesuffix(ending) + piece for piece in pieces]
             sizes = [ours[target][dim] if "W_pack" in ending else shape[dim] // len(pieces) for target in targets]
             assert sum(sizes) == shape[dim], name
-            return {target: [*shape[:dim], size, *shape[dim + 1 :]] for target, size in zip(targets, sizes)}
+            return {target: [*shape[:dim], size, *shape[dim + 1 :]] for target, size in zip(targets, sizes, strict=True)}
     return {name: shape}
 
 

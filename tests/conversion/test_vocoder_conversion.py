@@ -178,7 +178,7 @@ def hift_shapes(config):
     conv("conv_pre", channels, 80, 7, channels)
     blocks = config.resblock_kernel_sizes
     source_kernels = [(30, 7), (6, 7), (1, 11)]  # 2 u of the strides 15, 3 and 1 (kernel 1 for stride 1); source block
-    for stage, (kernel, (down_kernel, source_kernel)) in enumerate(zip((16, 11, 7), source_kernels)):
+    for stage, (kernel, (down_kernel, source_kernel)) in enumerate(zip((16, 11, 7), source_kernels, strict=True)):
         half = channels // 2
         conv(f"ups.{stage}", channels, half, kernel, half)
         conv(f"source_downs.{stage}", half, 18, down_kernel, half, weight_norm=False)

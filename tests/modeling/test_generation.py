@@ -16,10 +16,9 @@ from modeling_baichuan_audio.generation_baichuan_audio import (
     REPLY_DEFAULTS,
     TEXT_DEFAULTS,
     PaddedRepetitionPenalty,
-    SamplingSettings,
-    choose_tokens,
     join_waveforms,
 )
+from modeling_baichuan_audio.generation_reply import SamplingSettings, choose_tokens
 
 
 EOS = 256

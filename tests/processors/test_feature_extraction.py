@@ -227,6 +227,7 @@ PACKAGINGS = {
     "float64 tensor": lambda x: torch.from_numpy(x).double(),
     "list of floats": lambda x: x.tolist(),
     "tuple of floats": lambda x: tuple(x.tolist()),
+    "list of numpy scalars": list,
     "list of ints": lambda x: as_int16(x).tolist(),
     "int16": as_int16,
     "int16 tensor": lambda x: torch.from_numpy(as_int16(x)),
@@ -430,6 +431,13 @@ def test_audio_shorter_than_a_frame_is_refused(extractor, samples):
 def test_the_shortest_audio_has_one_frame(extractor):
     batch = extractor(noise(960))
     assert batch["num_frames"] == [1] and batch["input_features"].shape == (1, 128, 7)
+
+
+def test_audio_shorter_than_a_long_window_is_refused():
+    extractor = BaichuanAudioFeatureExtractor(n_fft=1200)
+    with pytest.raises(ValueError, match=r"shorter than one code frame \(1200 samples\)"):
+        extractor(noise(1199))
+    assert extractor(noise(1200))["num_frames"] == [1]
 
 
 def test_one_bad_audio_in_a_list_is_refused(extractor):

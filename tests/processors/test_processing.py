@@ -14,7 +14,7 @@ from helpers.golden import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from transformers import AutoProcessor, Qwen2Tokenizer
+from transformers import AutoProcessor, AutoTokenizer, Qwen2Tokenizer, pipeline
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from modeling_baichuan_audio import BaichuanAudioGenerateOutput
@@ -728,6 +728,22 @@ def test_the_processor_of_a_checkpoint(processor, tiny_folder):
     loaded = AutoProcessor.from_pretrained(tiny_folder)
     assert type(loaded) is BaichuanAudioProcessor
     assert_same_inputs(processor, loaded)
+
+
+def test_the_padding_side_is_saved(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).padding_side == processor.feature_extractor.padding_side == "left"
+
+
+def test_a_batch_in_a_pipeline_equals_one_at_a_time(tiny_folder):
+    pipe = pipeline("any-to-any", model=str(tiny_folder))
+    talks = [[user(text("Hello there"))], [user(text("Hi"))]]
+    together, alone = (
+        pipe(talks, batch_size=size, return_full_text=False, max_new_tokens=6, generate_kwargs={"do_sample": False})
+        for size in (2, 1)
+    )
+    assert [one[0]["generated_text"] for one in together] == [one[0]["generated_text"] for one in alone]
+    assert all(one[0]["generated_text"] for one in alone)
 
 
 def test_own_settings_and_template_are_saved(tmp_path):
