@@ -6,7 +6,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 NAME = "modeling_baichuan_audio"
 # One import name. These folders lie beside the package in the repository and inside it once installed.
-PARTS = ["processors", "conversion"]
+PARTS = ["processors", "conversion", "training"]
 TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
 
 setup(
@@ -20,6 +20,7 @@ setup(
     python_requires=">=3.10",
     packages=[NAME, *(f"{NAME}.{part}" for part in PARTS)],
     package_dir={NAME: NAME, **{f"{NAME}.{part}": part for part in PARTS}},
+    package_data={f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml"]},
     install_requires=[
         "transformers>=5.20,<6",
         "torch>=2.6",
@@ -28,13 +29,14 @@ setup(
         "huggingface_hub>=1.0",
         "jinja2>=3.1",
         "numpy>=1.26",
+        "pyyaml>=6",
         "soundfile>=0.12",
         "soxr>=0.5",
         "tqdm>=4.66",
         "typer>=0.12",
     ],
     extras_require={
-        "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18"],
+        "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18", "tensorboard>=2.16"],
         "test": TEST,
         "demo": ["gradio>=5"],
     },

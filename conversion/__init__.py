@@ -1,11 +1,14 @@
 """Checkpoints: converting the original ones, adding the vocoder, making small untrained ones."""
 
+from .build import BuildReport, build_checkpoint
 from .convert import ConversionReport, convert_checkpoint, find_checkpoint
 from .tiny import default_checkpoint, make_tiny_checkpoint, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
 from .vocoder import convert_vocoder, fold_weight_norm, read_vocoder_file
 
 
 __all__ = [
+    "BuildReport",
+    "build_checkpoint",
     "ConversionReport",
     "convert_checkpoint",
     "convert_vocoder",

@@ -5,6 +5,7 @@ reported before anything is written, and each finished shard is moved into place
 it stopped.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from ..configuration_baichuan_audio import BaichuanAudioConfig
 from ..generation_baichuan_audio import set_generation_defaults
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..original_format import DROPPED_KEYS, KEY_RENAMES, KEY_SPLITS, ORIGINAL_MODEL_TYPE, VISION_KEYS
-from ..processors import BaichuanAudioProcessor
+from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 from .vocoder import convert_vocoder, read_vocoder_file
 
 
@@ -264,6 +265,9 @@ def _save_companions(source: Path, target: Path, config: BaichuanAudioConfig) ->
             generation.eos_token_id = processor.tokenizer.eos_token_id
         if generation.pad_token_id is None:
             generation.pad_token_id = processor.tokenizer.pad_token_id
+    else:
+        with contextlib.suppress(OSError):  # a model saved without its processor has none to carry along
+            BaichuanAudioFeatureExtractor.from_pretrained(source).save_pretrained(target)
     generation.save_pretrained(target)
     for name in ("LICENSE", "NOTICE"):
         if (source / name).is_file():

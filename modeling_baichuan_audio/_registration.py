@@ -74,7 +74,7 @@ def _read_original_feature_extractors() -> None:
                 raise
             with open(path, encoding="utf-8") as file:
                 config = json.load(file)
-            if not is_original_config(config):
+            if not is_original_config(config) or "audio_config" not in config:
                 raise
             return BaichuanAudioFeatureExtractor.settings_from_original(config["audio_config"]), {}
 

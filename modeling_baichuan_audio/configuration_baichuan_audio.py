@@ -69,6 +69,19 @@ class BaichuanAudioTokenizerConfig(_ReadsOriginalFormat, PreTrainedConfig):
         num_output_mel_bins (`int`, defaults to 80): mel bins of the decoded mel.
         refine_sampling_rate, refine_hop_length, refine_n_fft (`int`): mel analysis that the refined mel follows (62.5 Hz).
         refine_channels, refine_layers (`int`): width and depth of the refine net.
+
+    Training (the methods are the paper's, the values ours):
+
+    Args:
+        codebook_decay (`float`, defaults to 0.99): alpha of the running averages that the entries follow, per forward pass.
+        codebook_shrinkage (`float`, defaults to 1e-4): beta of the L2 constraint; well below `1 - codebook_decay`, or it pulls entries
+            to zero faster than the data pulls them back.
+        codebook_restart_threshold (`float`, defaults to 0.05): an entry that fewer frames than this choose per forward pass, in the
+            running average, restarts from a frame of the batch; 0 never restarts.
+        gumbel_temperature (`float`, defaults to 0.01): of sampling the assignment; relative to the squared distance of the nearest
+            entry, so that it fits every codebook; 0 takes the nearest.
+        codebook_dropout (`float`, defaults to 0.5): share of the clips that use a random number of codebooks, the first one always.
+        reconstruction_weight, text_loss_weight, commitment_weight (`float`, defaults to 1.0, 1.0, 0.25): lambda 1, 2 and 3.
     """
 
     model_type = "baichuan_audio_tokenizer"
@@ -99,6 +112,14 @@ class BaichuanAudioTokenizerConfig(_ReadsOriginalFormat, PreTrainedConfig):
     refine_n_fft: int = 1024
     refine_channels: int = 256
     refine_layers: int = 4
+    codebook_decay: float = 0.99
+    codebook_shrinkage: float = 1e-4
+    codebook_restart_threshold: float = 0.05
+    gumbel_temperature: float = 0.01
+    codebook_dropout: float = 0.5
+    reconstruction_weight: float = 1.0
+    text_loss_weight: float = 1.0
+    commitment_weight: float = 0.25
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -120,6 +141,17 @@ class BaichuanAudioTokenizerConfig(_ReadsOriginalFormat, PreTrainedConfig):
             self.decoder_kernel_size >= self.decoder_stride_size,
             f"`decoder_kernel_size` ({self.decoder_kernel_size}) must be at least `decoder_stride_size` ({self.decoder_stride_size}).",
         )
+        for name in ("codebook_decay", "codebook_shrinkage"):
+            _require(0 <= getattr(self, name) < 1, f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        _require(0 <= self.codebook_dropout <= 1, f"`codebook_dropout` must be in [0, 1], got {self.codebook_dropout}.")
+        for name in (
+            "codebook_restart_threshold",
+            "gumbel_temperature",
+            "reconstruction_weight",
+            "text_loss_weight",
+            "commitment_weight",
+        ):
+            _require(getattr(self, name) >= 0, f"`{name}` must not be negative, got {getattr(self, name)}.")
 
     @property
     def num_codebooks(self) -> int:
@@ -204,7 +236,9 @@ class BaichuanAudioFlowMatchingConfig(_ReadsOriginalFormat, PreTrainedConfig):
         num_steps (`int`, defaults to 10): Euler steps.
         time_schedule (`"cosine"` or `"linear"`): spacing of the steps.
         guidance (`float`, defaults to 0.7): classifier-free guidance rate; 0 switches it off.
-        sigma_min (`float`, defaults to 1e-6), condition_dropout (`float`, defaults to 0.2), prior_loss_weight (`float`): training.
+        sigma_min (`float`, defaults to 1e-6): training, width of the flow's end point.
+        condition_dropout (`float`, defaults to 0.2): training, share of clips that are trained without their mu.
+        prior_loss_weight (`float`, defaults to 1.0): training, weight of mu's L1 distance from the mel.
     """
 
     model_type = "baichuan_audio_flow_matching"
@@ -241,6 +275,8 @@ class BaichuanAudioFlowMatchingConfig(_ReadsOriginalFormat, PreTrainedConfig):
         _require_divisible(self, "prenet_hidden_size", "prenet_attention_heads")
         _require(self.guidance >= 0, f"`guidance` must not be negative, got {self.guidance}.")
         _require(0 <= self.condition_dropout < 1, f"`condition_dropout` must be in [0, 1), got {self.condition_dropout}.")
+        _require(0 <= self.sigma_min < 1, f"`sigma_min` must be in [0, 1), got {self.sigma_min}.")
+        _require(self.prior_loss_weight >= 0, f"`prior_loss_weight` must not be negative, got {self.prior_loss_weight}.")
 
 
 @strict
@@ -260,6 +296,10 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
         f0_channels (`int`, defaults to 512), f0_layers (`int`, defaults to 5): F0 predictor.
         leaky_relu_slope (`float`, defaults to 0.1): between stages. max_magnitude (`float`, defaults to 100): clip of the STFT
             magnitude. audio_limit (`float`, defaults to 0.99): clip of the waveform.
+        mel_loss_weight (`float`, defaults to 45), feature_matching_loss_weight (`float`, defaults to 2), adversarial_loss_weight
+            (`float`, defaults to 1): training, as HiFi-GAN weighs them (arXiv 2010.05646, section 2.4).
+        stft_loss_weight, f0_loss_weight (`float`, default to 1): training, of the multi-resolution STFT loss and, where F0 targets
+            are given, of the distance in Hz.
     """
 
     model_type = "baichuan_audio_vocoder"
@@ -284,6 +324,11 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
     leaky_relu_slope: float = 0.1
     max_magnitude: float = 100.0
     audio_limit: float = 0.99
+    mel_loss_weight: float = 45.0
+    stft_loss_weight: float = 1.0
+    f0_loss_weight: float = 1.0
+    adversarial_loss_weight: float = 1.0
+    feature_matching_loss_weight: float = 2.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -314,6 +359,9 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
             f"`base_channels` ({self.base_channels}) must be divisible by 2**{stages}: every stage halves it.",
         )
         _require_divisible(self, "istft_n_fft", "istft_hop_length")
+        for name in ("mel", "stft", "f0", "adversarial", "feature_matching"):
+            weight = getattr(self, f"{name}_loss_weight")
+            _require(weight >= 0, f"`{name}_loss_weight` must not be negative, got {weight}.")
 
     @property
     def hop_length(self) -> int:
@@ -335,6 +383,8 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
         vocoder_config (*optional*): `None` for a checkpoint without a vocoder, as the original ones are.
         *_token_id: ids of the special tokens. They differ between checkpoints: never assume them.
         sampling_rate (`int`, defaults to 24000): of the generated waveform, in Hz.
+        audio_loss_weight (`float`, defaults to 1.0): of the audio loss beside the text loss, in training.
+        codebook_loss_weights (`list[float]`, *optional*): relative weights of the codebooks in the audio loss; equal by default.
 
     Raises:
         ValueError: settings that contradict one another, in a sentence that names them.
@@ -388,6 +438,8 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
     audiogen_start_token_id: int = 151678
     audiogen_end_token_id: int = 151679
     sampling_rate: int = 24000
+    audio_loss_weight: float = 1.0
+    codebook_loss_weights: list[float] | tuple[float, ...] | None = None
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
@@ -426,6 +478,12 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
                 f"({vocoder.num_mel_bins}, {vocoder.sampling_rate}, {vocoder.hop_length}) must be the flow-matching decoder's "
                 f"({flow.num_mel_bins}, {flow.sampling_rate}, {flow.hop_length}).",
             )
+        weights = self.codebook_loss_weights
+        _require(
+            weights is None or (len(weights) == tokenizer.num_codebooks and min(weights) >= 0 and sum(weights) > 0),
+            f"`codebook_loss_weights` needs {tokenizer.num_codebooks} weights, none negative and not all zero, got {weights}.",
+        )
+        _require(self.audio_loss_weight >= 0, f"`audio_loss_weight` must not be negative, got {self.audio_loss_weight}.")
         ids = self.special_token_ids
         _require(len(set(ids)) == len(ids), f"Two special tokens share an id: {ids}.")
         _require(

@@ -8,7 +8,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_baichuan_audio import BaichuanAudioHeadConfig
-from .modeling_common import BaichuanAudioAttention, BaichuanAudioPreTrainedModel, BaichuanAudioRMSNorm
+from .modeling_common import PART_KEYS_TO_IGNORE, BaichuanAudioAttention, BaichuanAudioPreTrainedModel, BaichuanAudioRMSNorm
 
 
 class AudioHeadMLP(nn.Module):
@@ -59,6 +59,7 @@ class BaichuanAudioHead(BaichuanAudioPreTrainedModel):
 
     config: BaichuanAudioHeadConfig
     base_model_prefix = "audio_head"
+    _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     main_input_name = "hidden_states"
     _supports_flash_attn = True
     _no_split_modules = ["AudioHeadLayer"]

@@ -5,22 +5,24 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
 from .configuration_baichuan_audio import BaichuanAudioTokenizerConfig
 from .modeling_common import (
+    PART_KEYS_TO_IGNORE,
     BaichuanAudioAttention,
     BaichuanAudioPreTrainedModel,
     BaichuanAudioTransformerLayer,
-    MaskedGroupNorm,
     check_codes,
     frame_lengths,
     length_mask,
     sinusoidal_embedding,
 )
+from .modeling_mel_decoder import BaichuanAudioDecoderOutput, BaichuanAudioMelDecoder
 from .modeling_rvq import EuclideanCodebook, ResidualVectorQuantizer
+from .modeling_tokenizer_losses import TextLoss, tokenizer_losses
 
 
 @dataclass
@@ -40,32 +42,37 @@ class BaichuanAudioEncoderOutput(ModelOutput):
 
 
 @dataclass
-class BaichuanAudioDecoderOutput(ModelOutput):
-    """
-    Args:
-        hidden_states (`(batch, 4 * frames - 1, hidden_size)`): what flow matching starts from, 50 Hz, zero past the end.
-        hidden_lengths (`(batch,)`, int64): their valid lengths.
-        coarse_mel (`(batch, mel_frames, 80)`): decoded log-mel at 62.5 Hz, normalised as the input features are.
-        refined_mel (`(batch, mel_frames, 80)`): the same after the refine net.
-        mel_lengths (`(batch,)`, int64): valid lengths of both.
-    """
-
-    hidden_states: torch.FloatTensor | None = None
-    hidden_lengths: torch.LongTensor | None = None
-    coarse_mel: torch.FloatTensor | None = None
-    refined_mel: torch.FloatTensor | None = None
-    mel_lengths: torch.LongTensor | None = None
-
-
-@dataclass
 class BaichuanAudioTokenizerOutput(ModelOutput):
-    """Codes of the encoder beside the mels of the decoder; fields as in the two outputs above."""
+    """
+    Codes of the encoder beside the mels of the decoder, as in the two outputs above; with labels, the losses too (float32 scalars).
 
+    Args:
+        loss: the weighted sum of reconstruction, text and commitment loss.
+        reconstruction_loss: `coarse_loss` + `resampled_loss` + `refined_loss`, each L1 + L2: of the coarse mel at 100 Hz, of the
+            coarse mel resampled to 62.5 Hz and of the refined mel.
+        commitment_loss: summed over codebooks; `codebook_commitment` (`(num_codebooks,)`, detached): each codebook's.
+        text_loss: of the frozen LLM.
+        audio_codes: in training mode also -1 in codebooks that a clip did not use.
+        perplexity, usage (`(num_codebooks,)`): see `QuantizerOutput`.
+        replaced (`(chunks,)`, bool): clips that were decoded from their quantised vectors.
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    coarse_loss: torch.FloatTensor | None = None
+    resampled_loss: torch.FloatTensor | None = None
+    refined_loss: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    codebook_commitment: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
     audio_codes: torch.LongTensor | None = None
     audio_codes_mask: torch.BoolTensor | None = None
     coarse_mel: torch.FloatTensor | None = None
     refined_mel: torch.FloatTensor | None = None
     mel_lengths: torch.LongTensor | None = None
+    perplexity: torch.FloatTensor | None = None
+    usage: torch.FloatTensor | None = None
+    replaced: torch.BoolTensor | None = None
 
 
 class BaichuanAudioEncoder(nn.Module):
@@ -132,118 +139,12 @@ class BaichuanAudioBridge(nn.Module):
         return self.layer_norm(self.down_proj(gated.transpose(1, 2)) + stacked)
 
 
-class BaichuanAudioUpsample(nn.Module):
-    """Transposed convolution without cropping, then a group norm over the whole clip."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int):
-        super().__init__()
-        self.conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride=stride)
-        self.norm = MaskedGroupNorm(out_channels)
-
-    def forward(self, states: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, channels, time), zero past `lengths` -> (batch, out_channels, (time - 1) * stride + kernel), its lengths."""
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        states = self.conv(states)
-        lengths = (lengths - 1) * stride + kernel
-        return self.norm(states, length_mask(lengths, states.shape[-1])[:, None]), lengths
-
-
-class BaichuanAudioRefineNet(nn.Module):
-    """Convolutional correction of the mel, after resampling it in time by nearest neighbour (100 Hz -> 62.5 Hz)."""
-
-    def __init__(self, config: BaichuanAudioTokenizerConfig):
-        super().__init__()
-        self.config = config
-        mel, width = config.num_output_mel_bins, config.refine_channels
-        self.convs = nn.ModuleList(
-            [nn.Conv1d(mel if i == 0 else width, width, 5, padding=2) for i in range(config.refine_layers)]
-        )
-        self.norms = nn.ModuleList([MaskedGroupNorm(width) for _ in range(config.refine_layers)])
-        self.out_conv = nn.Conv1d(width, mel, 1)
-
-    def resample(self, mel: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, mel_bins, time) at 100 Hz -> the same at 62.5 Hz, zero past the end, and the new lengths."""
-        config = self.config
-        up, down = config.hop_length * config.refine_sampling_rate, config.sampling_rate * config.refine_hop_length
-        out_lengths = lengths * up // down
-        steps = torch.arange(int(out_lengths.max()), device=mel.device)
-        ratio = lengths.float() / out_lengths.clamp(min=1).float()
-        source = (steps * ratio[:, None]).long().minimum(lengths[:, None] - 1)
-        resampled = mel.gather(2, source[:, None].expand(-1, mel.shape[1], -1))
-        return resampled.masked_fill(~length_mask(out_lengths, len(steps))[:, None], 0.0), out_lengths
-
-    def forward(self, mel: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(batch, mel_bins, time), zero past `lengths` -> the refined mel, same shape."""
-        mask = length_mask(lengths, mel.shape[-1])[:, None]
-        states = mel
-        for conv, norm in zip(self.convs, self.norms):
-            states = nn.functional.mish(norm(conv(states), mask))
-        return (mel + self.out_conv(states)).masked_fill(~mask, 0.0)
-
-
-class BaichuanAudioMelDecoder(nn.Module):
-    """Codes' vectors -> hidden states at 50 Hz -> coarse and refined mel."""
-
-    def __init__(self, config: BaichuanAudioTokenizerConfig):
-        super().__init__()
-        self.config = config
-        width = config.hidden_size
-        self.in_proj = nn.Linear(config.quantizer_size, width)
-        self.dconv1 = BaichuanAudioUpsample(width, width, config.decoder_kernel_size, config.downsample_factor)
-        self.layers = nn.ModuleList(
-            [
-                BaichuanAudioTransformerLayer(
-                    config,
-                    width,
-                    config.decoder_attention_heads,
-                    config.decoder_ffn_dim,
-                    config.activation_function,
-                    is_causal=True,
-                )
-                for _ in range(config.decoder_layers)
-            ]
-        )
-        self.layer_norm = nn.LayerNorm(width)
-        self.dconv2 = BaichuanAudioUpsample(
-            width, config.num_output_mel_bins, config.decoder_kernel_size, config.decoder_stride_size
-        )
-        self.refine_net = BaichuanAudioRefineNet(config)
-
-    def forward(self, vectors: torch.Tensor, frames: torch.Tensor) -> BaichuanAudioDecoderOutput:
-        """(batch, frames, quantizer_size) summed codebook entries, (batch,) valid frames -> hidden states and mels."""
-        valid = length_mask(frames, vectors.shape[1])[..., None]
-        states = self.in_proj(vectors.to(self.in_proj.weight.dtype)).masked_fill(~valid, 0.0)
-        states, lengths = self.dconv1(states.transpose(1, 2), frames)
-        states = states.transpose(1, 2)
-        positions = sinusoidal_embedding(torch.arange(states.shape[1], device=states.device), states.shape[2])
-        states = states + positions.to(states.dtype)
-        # Causal, so padding on the right is never seen.
-        mask = create_causal_mask(config=self.config, inputs_embeds=states, attention_mask=None, past_key_values=None)
-        for layer in self.layers:
-            states = layer(states, mask)
-        valid = length_mask(lengths, states.shape[1])[..., None]
-        hidden_states = self.layer_norm(states).masked_fill(~valid, 0.0)
-
-        mel, _ = self.dconv2(hidden_states.transpose(1, 2), lengths)
-        mel_lengths = lengths * self.config.decoder_stride_size
-        mel = mel[..., : states.shape[1] * self.config.decoder_stride_size]
-        mel = mel.masked_fill(~length_mask(mel_lengths, mel.shape[-1])[:, None], 0.0)
-        coarse, mel_lengths = self.refine_net.resample(mel, mel_lengths)
-        refined = self.refine_net(coarse, mel_lengths)
-        return BaichuanAudioDecoderOutput(
-            hidden_states=hidden_states,
-            hidden_lengths=lengths,
-            coarse_mel=coarse.transpose(1, 2),
-            refined_mel=refined.transpose(1, 2),
-            mel_lengths=mel_lengths,
-        )
-
-
 class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioTokenizerBase):
     """The speech tokenizer as a codec: mel features -> 12.5 Hz codes -> mel. A clip's result never depends on its batch."""
 
     config: BaichuanAudioTokenizerConfig
     base_model_prefix = "model.audio_tokenizer"
+    _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     main_input_name = "input_features"
     input_modalities = ("audio",)
     output_modalities = ("audio",)
@@ -255,7 +156,15 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         super().__init__(config)
         self.encoder = BaichuanAudioEncoder(config)
         self.bridge = BaichuanAudioBridge(config)
-        self.quantizer = ResidualVectorQuantizer(config.codebook_sizes, config.quantizer_size)
+        self.quantizer = ResidualVectorQuantizer(
+            config.codebook_sizes,
+            config.quantizer_size,
+            decay=config.codebook_decay,
+            shrinkage=config.codebook_shrinkage,
+            restart_threshold=config.codebook_restart_threshold,
+            gumbel_temperature=config.gumbel_temperature,
+            dropout=config.codebook_dropout,
+        )
         self.mel_decoder = BaichuanAudioMelDecoder(config)
         self.post_init()
 
@@ -279,6 +188,17 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         Raises:
             ValueError: wrong shapes, or chunks longer than `max_audio_seconds`.
         """
+        vectors, frames, states = self._encode_continuous(input_features, input_features_mask)
+        codes = self.quantizer.encode(vectors)[..., : int(frames.max())]
+        mask = length_mask(frames, codes.shape[-1])
+        return BaichuanAudioEncoderOutput(
+            audio_codes=codes.masked_fill(~mask[:, None], -1), audio_codes_mask=mask, last_hidden_state=states
+        )
+
+    def _encode_continuous(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The bridge's vectors (chunks, at least frames, quantizer_size), valid frames (chunks,), encoder output."""
         config = self.config
         if input_features.dim() != 3 or input_features.shape[1] != config.num_mel_bins:
             raise ValueError(
@@ -297,12 +217,7 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         mel_lengths = input_features_mask.sum(-1)
         features = input_features.to(self.encoder.conv1.weight.dtype)
         states, lengths = self.encoder(features, mel_lengths)
-        frames = lengths // config.downsample_factor
-        codes = self.quantizer.encode(self.bridge(states))[..., : int(frames.max())]
-        mask = length_mask(frames, codes.shape[-1])
-        return BaichuanAudioEncoderOutput(
-            audio_codes=codes.masked_fill(~mask[:, None], -1), audio_codes_mask=mask, last_hidden_state=states
-        )
+        return self.bridge(states), lengths // config.downsample_factor, states
 
     def decode(self, audio_codes: torch.Tensor, num_codebooks: int | None = None) -> BaichuanAudioDecoderOutput:
         """
@@ -329,17 +244,81 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         return self.mel_decoder(vectors, frames)
 
     def forward(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        coarse_labels: torch.Tensor | None = None,
+        mel_labels: torch.Tensor | None = None,
+        text_labels: torch.Tensor | None = None,
+        text_loss: TextLoss | None = None,
+        replacement_share: float = 1.0,
+        commitment_weight: float | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
     ) -> BaichuanAudioTokenizerOutput:
-        """Mel features -> codes -> mels, each chunk a clip. Arguments as in `encode`."""
-        encoded = self.encode(input_features, input_features_mask)
-        decoded = self.decode(encoded.audio_codes)
+        """
+        Mel features -> codes -> mels, each chunk a clip; with mel labels, the losses too.
+
+        With labels and in training mode the quantiser trains (see `ResidualVectorQuantizer.forward`). Without labels, or in
+        evaluation mode, nothing is drawn or updated.
+
+        Args:
+            input_features, input_features_mask: as in `encode`.
+            coarse_labels (`(chunks, 2 * (4 * frames - 1), 80)`, *optional*): log-mel targets at 100 Hz, and
+            mel_labels (`(chunks, mel_frames, 80)`, *optional*): at 62.5 Hz, as `training.mel_targets` makes them.
+            text_labels (`(chunks, tokens)`, int64, *optional*): transcripts for `text_loss`, padded on the right with -100.
+            text_loss (*optional*): maps the decoder's input vectors `(chunks, frames, quantizer_size)`, the frames `(chunks,)` and
+                `text_labels` to each clip's mean text loss `(chunks,)`.
+            replacement_share (`float`, defaults to 1): probability, in training, that a clip is decoded from its quantised vectors.
+            commitment_weight (`float`, *optional*): lambda3; the config's by default.
+            num_items_in_batch (*optional*): code frames in all batches that one optimiser step accumulates; this batch's by default.
+            generator (*optional*): of the quantiser's draws.
+
+        Raises:
+            ValueError: one kind of mel labels, or of the text arguments, without the other; labels of the wrong shape.
+        """
+        if (coarse_labels is None) != (mel_labels is None):
+            raise ValueError("`coarse_labels` and `mel_labels` are needed together: the loss is over both mel scales.")
+        if (text_labels is None) != (text_loss is None):
+            raise ValueError("`text_labels` and `text_loss` are needed together.")
+        if coarse_labels is None:
+            if text_labels is not None:
+                raise ValueError("`text_labels` need `coarse_labels` and `mel_labels` beside them.")
+            encoded = self.encode(input_features, input_features_mask)
+            decoded = self.decode(encoded.audio_codes)
+            return BaichuanAudioTokenizerOutput(
+                audio_codes=encoded.audio_codes,
+                audio_codes_mask=encoded.audio_codes_mask,
+                coarse_mel=decoded.coarse_mel,
+                refined_mel=decoded.refined_mel,
+                mel_lengths=decoded.mel_lengths,
+            )
+        vectors, frames, _ = self._encode_continuous(input_features, input_features_mask)
+        quantized = self.quantizer(vectors[:, : int(frames.max())], frames, replacement_share, generator)
+        decoded = self.mel_decoder(quantized.vectors, frames)
+        config = self.config
+        weight = config.commitment_weight if commitment_weight is None else commitment_weight
+        losses = tokenizer_losses(
+            decoded,
+            coarse_labels,
+            mel_labels,
+            quantized.commitment,
+            None if text_loss is None else text_loss(quantized.vectors, frames, text_labels),
+            frames,
+            (config.reconstruction_weight, config.text_loss_weight, weight),
+            num_items_in_batch,
+        )
         return BaichuanAudioTokenizerOutput(
-            audio_codes=encoded.audio_codes,
-            audio_codes_mask=encoded.audio_codes_mask,
+            **losses,
+            audio_codes=quantized.codes,
+            audio_codes_mask=length_mask(frames, quantized.codes.shape[-1]),
             coarse_mel=decoded.coarse_mel,
             refined_mel=decoded.refined_mel,
             mel_lengths=decoded.mel_lengths,
+            perplexity=quantized.perplexity,
+            usage=quantized.usage,
+            replaced=quantized.replaced,
         )
 
 

@@ -13,7 +13,7 @@ from .configuration_baichuan_audio import BaichuanAudioConfig
 from .generation_baichuan_audio import BaichuanAudioGenerationMixin, set_generation_defaults
 from .modeling_audio_head import BaichuanAudioHead
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
-from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths
+from .modeling_common import PART_KEYS_TO_IGNORE, BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
 
@@ -32,7 +32,9 @@ _AUTO_MAP = {
 class BaichuanAudioCausalLMOutputWithPast(ModelOutput):
     """
     Args:
-        loss (scalar, *optional*): text cross-entropy, when `labels` were given.
+        loss (scalar, *optional*): text loss plus `config.audio_loss_weight` times audio loss, of those that labels were given for.
+        text_loss, audio_loss (scalars, *optional*): the two apart, each a mean over its real targets.
+        codebook_losses (`(num_codebooks,)`, *optional*): cross-entropy of each codebook, detached.
         logits (`(batch, kept, vocab_size)`): text logits of the last `logits_to_keep` positions.
         audio_logits (`tuple`, *optional*): with `output_audio_logits=True`, one `(batch, frames, codebook_size + 1)` tensor per
             codebook: teacher-forced logits of every audio frame of the input that has a position before it.
@@ -41,6 +43,9 @@ class BaichuanAudioCausalLMOutputWithPast(ModelOutput):
     """
 
     loss: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    audio_loss: torch.FloatTensor | None = None
+    codebook_losses: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     audio_logits: tuple[torch.FloatTensor, ...] | None = None
     past_key_values: Cache | None = None
@@ -57,6 +62,7 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     output_modalities = ("text", "audio")
+    _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     _no_split_modules = ["BaichuanAudioTransformerLayer", "AudioHeadLayer", "EstimatorStage"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
@@ -352,6 +358,44 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
         logits = self.audio_head(before, embedded)
         return tuple(part.new_zeros(*slots.shape, part.shape[-1]).masked_scatter(slots[..., None], part) for part in logits)
 
+    def _audio_loss(
+        self, hidden: torch.Tensor, audio_labels: torch.Tensor, max_frames: int | None, num_items: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of every codebook through the audio head, teacher-forced (paper, section 3.2): the mean, and each apart."""
+        codebooks = self.config.audio_tokenizer_config.num_codebooks
+        if audio_labels.shape != (hidden.shape[0], codebooks, hidden.shape[1]):
+            raise ValueError(
+                f"`audio_labels` must be {(hidden.shape[0], codebooks, hidden.shape[1])}, got {tuple(audio_labels.shape)}."
+            )
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"`audio_loss_frames` must be at least 1, got {max_frames}.")
+        targets = audio_labels.transpose(1, 2)[:, 1:]
+        learnt = targets[..., 0] != -100
+        before, targets = hidden[:, :-1][learnt], targets[learnt]
+        scale, no_target = 1.0, len(targets) == 0
+        if no_target:  # every parameter still takes part, or data-parallel ranks would wait for one another
+            before, targets = hidden[:1, 0], targets.new_full((1, codebooks), -100)
+        elif self.training and max_frames is not None and len(targets) > max_frames:
+            chosen = torch.randperm(len(targets), device=targets.device)[:max_frames]
+            scale = len(targets) / max_frames
+            before, targets = before[chosen], targets[chosen]
+        tables = self.model.audio_embed_layers
+        inputs = targets.clamp(min=0)
+        embedded = torch.stack([table(column) for table, column in zip(tables, inputs[:, :-1].unbind(1))], dim=1)
+        logits = self.audio_head(before, embedded)
+        sums = torch.stack(
+            [
+                nn.functional.cross_entropy(part.float(), column, ignore_index=-100, reduction="sum")
+                for part, column in zip(logits, targets.unbind(1))
+            ]
+        )
+        if no_target:
+            sums = sums + 0.0 * tables[-1](inputs[:, -1]).sum()
+        counts = (targets != -100).sum(0).clamp(min=1) if num_items is None else num_items.to(sums.device).clamp(min=1) / scale
+        losses = sums / counts
+        weights = losses.new_tensor(self.config.codebook_loss_weights or [1.0] * codebooks)
+        return (losses * weights).sum() / weights.sum(), losses.detach()
+
     @can_return_tuple
     def forward(
         self,
@@ -364,14 +408,23 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
         input_features_mask: torch.Tensor | None = None,
         audio_codes: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
+        audio_labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_audio_logits: bool = False,
+        audio_loss_frames: int | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        num_audio_items_in_batch: torch.Tensor | None = None,
         **kwargs,
     ) -> BaichuanAudioCausalLMOutputWithPast:
         """
         Args:
             labels (`(batch, time)`, *optional*): text targets, aligned with `input_ids` (shifted inside); -100 is ignored.
+            audio_labels (`(batch, num_codebooks, time)`, *optional*): audio targets, aligned with `input_ids` (shifted inside): the
+                code frame at each learnt audio token; the end-of-audio class for the first codebook where audio ends; else -100.
+            audio_loss_frames (`int`, *optional*): in training, take the audio loss over that many of the frames, drawn at random.
+            num_items_in_batch, num_audio_items_in_batch (*optional*): text targets, and audio targets of each codebook, of the whole
+                gradient-accumulation window; sums are divided by them, so that accumulated losses are means over real targets.
             logits_to_keep (`int` or index tensor): compute text logits for the last positions only; 0 for all.
             output_audio_logits (`bool`): also run the audio head on every audio frame of the input.
             the others: as in [`BaichuanAudioModel.forward`].
@@ -396,14 +449,27 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
         hidden = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, kept])
-        loss = None
+        text_loss = audio_loss = codebook_losses = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+            if num_items_in_batch is None:  # a batch may have no text target at all
+                num_items_in_batch = (labels[:, 1:] != -100).sum().clamp(min=1)
+            text_loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.vocab_size, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        if audio_labels is not None:
+            audio_loss, codebook_losses = self._audio_loss(hidden, audio_labels, audio_loss_frames, num_audio_items_in_batch)
+        loss = text_loss
+        if audio_loss is not None:
+            weighted = self.config.audio_loss_weight * audio_loss
+            loss = weighted if text_loss is None else text_loss + weighted
         audio_logits = None
         if output_audio_logits and audio_codes is not None:
             audio_logits = self._audio_logits(input_ids, audio_codes, hidden)
         return BaichuanAudioCausalLMOutputWithPast(
             loss=loss,
+            text_loss=text_loss,
+            audio_loss=audio_loss,
+            codebook_losses=codebook_losses,
             logits=logits,
             audio_logits=audio_logits,
             past_key_values=outputs.past_key_values,

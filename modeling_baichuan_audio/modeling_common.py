@@ -16,7 +16,15 @@ from .configuration_baichuan_audio import BaichuanAudioConfig
 from .original_format import DROPPED_KEYS, VISION_KEYS
 
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # obeys transformers.logging.set_verbosity_...
+
+
+# Names in a full checkpoint; a part that is loaded alone passes over those of the others.
+PART_KEYS_TO_IGNORE = [
+    *DROPPED_KEYS,
+    VISION_KEYS,
+    r"^(model\.(language_model|audio_embed_layers|audio_tokenizer)|lm_head|audio_head|flow_matching|vocoder)\.",
+]
 
 
 class BaichuanAudioPreTrainedModel(PreTrainedModel):
@@ -48,23 +56,36 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
                 f"Ignored {len(vision)} vision tensors of the checkpoint: this package runs the audio parts of Omni models."
             )
         super()._adjust_missing_and_unexpected_keys(loading_info)
+        # transformers would raise without naming a tensor; `from_pretrained` lists them all.
+        self._conversion_errors = dict(loading_info.conversion_errors)
+        loading_info.conversion_errors.clear()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, ignore_mismatched_sizes=False, **kwargs
+    ):
         """
         Loads a converted or an original checkpoint (folder or Hub id); see [`~transformers.PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: the checkpoint lacks tensors that the config asks for; the message lists them.
-            RuntimeError: tensors have other shapes than the config asks for (unless `ignore_mismatched_sizes=True`).
+            ValueError: the checkpoint lacks tensors that the config asks for, or has them in other shapes; the message lists them.
         """
         model, loading_info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        missing = sorted(loading_info["missing_keys"])
-        if missing:
+        problems = [f"{name} is missing" for name in sorted(loading_info["missing_keys"])]
+        if not ignore_mismatched_sizes:
+            problems += [
+                f"{name} has shape {list(stored)} instead of {list(wanted)}"
+                for name, stored, wanted in sorted(loading_info["mismatched_keys"])
+            ]
+        problems += [
+            f"{name} cannot be made from the original ({' '.join(error.split())})"
+            for name, error in sorted(getattr(model, "_conversion_errors", {}).items())
+        ]
+        if problems:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} tensors of {cls.__name__}: {', '.join(missing)}"
+                f"{pretrained_model_name_or_path} does not fit {cls.__name__} in {len(problems)} tensors: {'; '.join(problems)}"
             )
         model._weight_conversions = []
         return (model, loading_info) if output_loading_info else model

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig
 from .modeling_common import (
+    PART_KEYS_TO_IGNORE,
     BaichuanAudioAttention,
     BaichuanAudioPreTrainedModel,
     BaichuanAudioRMSNorm,
@@ -18,6 +20,7 @@ from .modeling_common import (
     draw_seeds,
     length_mask,
     position_noise,
+    seeded_generator,
     sinusoidal_embedding,
 )
 
@@ -26,11 +29,17 @@ from .modeling_common import (
 class BaichuanAudioFlowMatchingOutput(ModelOutput):
     """
     Args:
-        mel (`(batch, frames, num_mel_bins)`, float32): natural-log mel at 50 Hz, zero past the end.
+        loss (`()`, float32, with `labels`): `flow_loss + prior_loss_weight * prior_loss`.
+        flow_loss (`()`, float32, with `labels`): mean squared error of the velocity.
+        prior_loss (`()`, float32, with `labels`): mean absolute difference of mu from the mel.
+        mel (`(batch, frames, num_mel_bins)`, float32): natural-log mel at 50 Hz, zero past the end; None where it was not solved for.
         condition (`(batch, frames, num_mel_bins)`): the pre-net's mu, which the solver was conditioned on.
         mel_lengths (`(batch,)`, int64): valid frames.
     """
 
+    loss: torch.FloatTensor | None = None
+    flow_loss: torch.FloatTensor | None = None
+    prior_loss: torch.FloatTensor | None = None
     mel: torch.FloatTensor | None = None
     condition: torch.FloatTensor | None = None
     mel_lengths: torch.LongTensor | None = None
@@ -129,7 +138,7 @@ class EstimatorTransformerBlock(nn.Module):
         return states + self.fc2(ACT2FN["gelu"](self.fc1(self.norm2(states))))
 
 
-class EstimatorStage(nn.Module):
+class EstimatorStage(GradientCheckpointingLayer):
     """One U-Net stage: ResNet block, transformer blocks and, at the ends of the U, a causal convolution."""
 
     def __init__(self, config: BaichuanAudioFlowMatchingConfig, in_channels: int, with_conv: bool):
@@ -216,6 +225,7 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
 
     config: BaichuanAudioFlowMatchingConfig
     base_model_prefix = "flow_matching"
+    _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     main_input_name = "hidden_states"
     input_modalities = ("audio",)
     _no_split_modules = ["BaichuanAudioTransformerLayer", "EstimatorStage"]
@@ -229,10 +239,11 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
 
     def time_grid(self, num_steps: int) -> list[float]:
         """Flow times t_0 = 0 .. t_n = 1 of the Euler steps (`time_schedule`)."""
-        grid = [step / num_steps for step in range(num_steps + 1)]
-        if self.config.time_schedule == "cosine":
-            grid = [1 - math.cos(t * math.pi / 2) for t in grid]
-        return grid
+        return [self.schedule(step / num_steps) for step in range(num_steps + 1)]
+
+    def schedule(self, share: float) -> float:
+        """Share of the steps in [0, 1] -> flow time."""
+        return 1 - math.cos(share * math.pi / 2) if self.config.time_schedule == "cosine" else share
 
     def noise(self, seeds: list[int], lengths: torch.Tensor, frames: int) -> torch.Tensor:
         """(batch, frames, num_mel_bins) float32 starting noise, a function of seed and absolute frame alone."""
@@ -279,6 +290,45 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
             mel = mel + (end - start) * velocity
         return mel.masked_fill(~length_mask(lengths, mel.shape[1])[..., None], 0.0)
 
+    def training_draws(self, seeds: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each clip's flow time in [0, 1), (batch,) float32, and whether its mu is dropped, (batch,) bool: functions of its seed."""
+        draws = [torch.rand(2, generator=seeded_generator(seed, "flow_time")).tolist() for seed in seeds]
+        dropped = [self.training and draw < self.config.condition_dropout for _, draw in draws]
+        return torch.tensor([self.schedule(draw) for draw, _ in draws]), torch.tensor(dropped)
+
+    def losses(
+        self,
+        condition: torch.Tensor,
+        labels: torch.Tensor,
+        lengths: torch.Tensor,
+        noise: torch.Tensor,
+        seeds: list[int],
+        num_items: torch.Tensor | int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Optimal-transport conditional flow matching (arXiv 2210.02747, section 4.1, example II): the estimator meets
+        y = (1 - (1 - sigma_min) t) z + t x1 and learns the velocity x1 - (1 - sigma_min) z.
+
+        Args:
+            condition, labels, noise (`(batch, frames, num_mel_bins)`): mu, the target mel x1 and z; lengths (`(batch,)`).
+            seeds: of each clip's flow time and, in training mode, of whether its mu is dropped (arXiv 2207.12598).
+            num_items: frames that the sums are divided by.
+
+        Returns:
+            Flow loss and prior loss, float32 scalars.
+        """
+        valid = length_mask(lengths, condition.shape[1])[..., None]
+        mel, noise = labels.float().masked_fill(~valid, 0.0), noise.float().masked_fill(~valid, 0.0)
+        time, dropped = (draw.to(mel.device) for draw in self.training_draws(seeds))
+        remains = 1 - self.config.sigma_min
+        noisy_mel = (1 - remains * time[:, None, None]) * noise + time[:, None, None] * mel
+        mask = self.estimator.chunk_mask(lengths, mel.shape[1], self.estimator.final_proj.weight.dtype)
+        velocity = self.estimator(noisy_mel, time, condition.masked_fill(dropped[:, None, None], 0.0), mask).float()
+        values = num_items * self.config.num_mel_bins
+        flow_loss = (velocity - (mel - remains * noise)).square().masked_fill(~valid, 0.0).sum() / values
+        prior_loss = (condition.float() - mel).abs().masked_fill(~valid, 0.0).sum() / values
+        return flow_loss, prior_loss
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -287,35 +337,57 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         seed: int | list[int] | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
+        labels: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_mel: bool | None = None,
         **kwargs,
     ) -> BaichuanAudioFlowMatchingOutput:
         """
-        Mel decoder states -> log-mel.
+        Mel decoder states -> log-mel, or with a target mel the training losses (the tokenizer before it stays frozen).
 
         Args:
             hidden_states (`(batch, frames, input_size)`): from `BaichuanAudioTokenizerModel.decode`, 50 Hz.
             lengths (`(batch,)`, *optional*): valid frames; all by default.
             noise (`(batch, frames, num_mel_bins)`, *optional*): starting noise, instead of drawing it.
-            seed (`int` or one per clip, *optional*): of the noise; from torch's global generator by default.
+            seed (`int` or one per clip, *optional*): of every random draw; from torch's global generator by default.
             num_steps (`int`, *optional*), guidance (`float`, *optional*): solver settings, the config's by default.
+            labels (`(batch, frames, num_mel_bins)`, *optional*): target log-mel; what lies past a clip's end is ignored.
+            generator (`torch.Generator`, *optional*): draws the clips' seeds, where `seed` is not given.
+            num_items_in_batch (*optional*): valid frames of all batches whose gradients are accumulated; of this batch by default.
+            return_mel (`bool`, *optional*): whether to solve for the mel; by default only without `labels`.
 
         Raises:
-            ValueError: shapes or solver settings that do not fit.
+            ValueError: shapes or solver settings that do not fit, or both a seed and a generator.
         """
-        batch, frames = hidden_states.shape[:2]
         if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.config.input_size:
             raise ValueError(
                 f"`hidden_states` must be (batch, frames, {self.config.input_size}), got {tuple(hidden_states.shape)}."
             )
+        batch, frames = hidden_states.shape[:2]
         if lengths is None:
             lengths = torch.full((batch,), frames, device=hidden_states.device)
+        for name, given in (("noise", noise), ("labels", labels)):
+            if given is not None and tuple(given.shape) != (batch, frames, self.config.num_mel_bins):
+                raise ValueError(f"`{name}` must be {(batch, frames, self.config.num_mel_bins)}, got {tuple(given.shape)}.")
+        if generator is not None:
+            if seed is not None:
+                raise ValueError("Give `seed` or `generator`, not both.")
+            seed = torch.randint(2**62, (batch,), generator=generator, device=generator.device).tolist()
+        if noise is None or labels is not None:
+            seed = draw_seeds(seed, batch)
         if noise is None:
-            noise = self.noise(draw_seeds(seed, batch), lengths, frames)
-        elif tuple(noise.shape) != (batch, frames, self.config.num_mel_bins):
-            raise ValueError(f"`noise` must be {(batch, frames, self.config.num_mel_bins)}, got {tuple(noise.shape)}.")
+            noise = self.noise(seed, lengths, frames)
         condition = self.prenet(hidden_states.to(self.prenet.in_fc1.weight.dtype))
-        mel = self.solve(condition, lengths, noise, num_steps, guidance)
-        return BaichuanAudioFlowMatchingOutput(mel=mel, condition=condition, mel_lengths=lengths)
+        losses = {}
+        if labels is not None:
+            items = lengths.sum() if num_items_in_batch is None else num_items_in_batch
+            flow_loss, prior_loss = self.losses(condition, labels, lengths, noise, seed, items)
+            loss = flow_loss + self.config.prior_loss_weight * prior_loss
+            losses = {"loss": loss, "flow_loss": flow_loss, "prior_loss": prior_loss}
+        solved = labels is None if return_mel is None else return_mel
+        mel = self.solve(condition, lengths, noise, num_steps, guidance) if solved else None
+        return BaichuanAudioFlowMatchingOutput(**losses, mel=mel, condition=condition, mel_lengths=lengths)
 
 
 __all__ = ["BaichuanAudioFlowMatchingDecoder", "BaichuanAudioFlowMatchingOutput"]

@@ -2,6 +2,7 @@
 
 Weight norm is folded into plain weights when `hift.pt` is converted. Every step works on the valid part of each clip alone, so a clip
 in a padded batch equals the clip by itself. Everything is computed in float32: the network is small, and it integrates a phase.
+With target waveforms the forward pass also returns spectral losses; discriminators are added by `training.vocoder_training`.
 """
 
 import math
@@ -13,18 +14,34 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_baichuan_audio import BaichuanAudioVocoderConfig
-from .modeling_common import BaichuanAudioPreTrainedModel, draw_seeds, length_mask, position_noise, seeded_generator
+from .modeling_common import (
+    PART_KEYS_TO_IGNORE,
+    BaichuanAudioPreTrainedModel,
+    draw_seeds,
+    length_mask,
+    position_noise,
+    seeded_generator,
+)
+from .vocoder_loss import check_waveform_labels, spectral_losses
+from .weight_norm import apply_weight_norm, fold_weights, is_weight_normed, remove_weight_norm, unfold_weights
 
 
 @dataclass
 class BaichuanAudioVocoderOutput(ModelOutput):
     """
     Args:
+        loss (`()`, float32, with `labels`): weighted sum of the losses below.
+        mel_loss, stft_loss (`()`, float32, with `labels`): L1 of log-mels; multi-resolution STFT loss (arXiv 1910.11480).
+        f0_loss (`()`, float32, with `f0_labels`): mean distance of F0 in Hz.
         waveform (`(batch, samples)`, float32): in [-0.99, 0.99], zero past the end.
         waveform_lengths (`(batch,)`, int64): valid samples.
         f0 (`(batch, frames)`, float32): fundamental frequency in Hz.
     """
 
+    loss: torch.FloatTensor | None = None
+    mel_loss: torch.FloatTensor | None = None
+    stft_loss: torch.FloatTensor | None = None
+    f0_loss: torch.FloatTensor | None = None
     waveform: torch.FloatTensor | None = None
     waveform_lengths: torch.LongTensor | None = None
     f0: torch.FloatTensor | None = None
@@ -33,6 +50,19 @@ class BaichuanAudioVocoderOutput(ModelOutput):
 def _masked(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(batch, channels, time) with everything past `lengths` set to zero, which is what a convolution pads with."""
     return states.masked_fill(~length_mask(lengths, states.shape[-1])[:, None], 0.0)
+
+
+def _exp_limited(states: torch.Tensor, limit: float) -> torch.Tensor:
+    """exp(states) clipped at `limit`. The gradient is taken at the clipped value, so that a saturated bin can still come down."""
+    values = states.exp().clamp(max=limit)
+    # The second factor is exactly 1.
+    return values.detach() * (states - states.detach()).exp() if states.requires_grad else values
+
+
+def _limited(states: torch.Tensor, limit: float) -> torch.Tensor:
+    """Clipped to +-limit, with the gradient of the identity, so that a saturated sample can still come down."""
+    values = states.clamp(-limit, limit)
+    return values.detach() + (states - states.detach()) if states.requires_grad else values
 
 
 class FloatConv1d(nn.Conv1d):
@@ -183,6 +213,7 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
 
     config: BaichuanAudioVocoderConfig
     base_model_prefix = "vocoder"
+    _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     main_input_name = "mel"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = False
@@ -195,13 +226,66 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         self.stages = nn.ModuleList([VocoderStage(config, index) for index in range(len(config.upsample_rates))])
         last = config.base_channels // 2 ** len(config.upsample_rates)
         self.conv_post = FloatConv1d(last, config.istft_n_fft + 2, 7, padding=3)
+        # Whether `state_dict` shows weight norm's own parameters, from which training resumes exactly.
+        self.keeps_weight_norm = False
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, dtype=None, **kwargs):
+        """In float32 unless another dtype is named, whatever the rest of the checkpoint is in."""
+        return super().from_pretrained(*args, dtype=torch.float32 if dtype in (None, "auto") else dtype, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, Snake):
             init.ones_(module.alpha)
+
+    def _weight_norm_modules(self) -> dict[str, nn.Module]:
+        """What the published vocoder trains with weight norm: every convolution but the ones that read the source signal."""
+        convolutions = {n: m for n, m in self.named_modules() if isinstance(m, (FloatConv1d, FloatConvTranspose1d))}
+        return {name: module for name, module in convolutions.items() if not name.endswith("source_down")}
+
+    @property
+    def has_weight_norm(self) -> bool:
+        return is_weight_normed(self.conv_pre)
+
+    def apply_weight_norm(self) -> None:
+        """
+        Puts weight norm (arXiv 1602.07868) on the plain convolutions, for training. Make optimisers after it, not before: the
+        parameters are new. What is saved meanwhile are plain weights.
+
+        Raises:
+            ValueError: it is there already.
+        """
+        if self.has_weight_norm:
+            raise ValueError("The vocoder's convolutions already have weight norm.")
+        for module in self._weight_norm_modules().values():
+            apply_weight_norm(module)
+
+    def remove_weight_norm(self) -> None:
+        """
+        Turns weight norm back into plain weights of the same value.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not self.has_weight_norm:
+            raise ValueError("The vocoder's convolutions have no weight norm to remove.")
+        for module in self._weight_norm_modules().values():
+            remove_weight_norm(module)
+
+    def state_dict(self, *args, prefix: str = "", **kwargs):
+        """As torch's, with plain weights also while weight norm is applied, so that whatever is saved can be loaded anywhere."""
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        if self.has_weight_norm and not self.keeps_weight_norm:
+            fold_weights(state, [prefix + name for name in self._weight_norm_modules()])
+        return state
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.has_weight_norm:
+            unfold_weights(state_dict, [prefix + name for name in self._weight_norm_modules()])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def stft(self, signal: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(batch, samples) -> (batch, n_fft + 2, samples / hop + 1): real then imaginary part, reflected at each clip's own end."""
@@ -247,9 +331,9 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
             states, stft_lengths = stage(states, stft_lengths, source_stft)
         states = self.conv_post(nn.functional.leaky_relu(states))
         bins = config.istft_n_fft // 2 + 1
-        magnitude = states[:, :bins].exp().clamp(max=config.max_magnitude)
+        magnitude = _exp_limited(states[:, :bins], config.max_magnitude)
         waveform = self.istft(magnitude, torch.sin(states[:, bins:]), stft_lengths)
-        waveform = waveform.clamp(-config.audio_limit, config.audio_limit)
+        waveform = _limited(waveform, config.audio_limit)
         return waveform.masked_fill(~length_mask(lengths * config.hop_length, waveform.shape[1]), 0.0)
 
     def forward(
@@ -258,16 +342,24 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         lengths: torch.Tensor | None = None,
         seed: int | list[int] | None = None,
         source: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        f0_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> BaichuanAudioVocoderOutput:
         """
-        Log-mel -> waveform.
+        Log-mel -> waveform, and with target waveforms the losses.
+
+        Through the source signal the F0 predictor gets a gradient only at frames it calls voiced; `f0_labels` train it everywhere.
 
         Args:
             mel (`(batch, frames, num_mel_bins)`): natural-log mel at 50 Hz.
             lengths (`(batch,)`, *optional*): valid frames; all by default.
             seed (`int` or one per clip, *optional*): of source phases and noise; from torch's global generator by default.
             source (`(batch, frames * hop_length)`, *optional*): source signal, instead of making it from F0.
+            labels (`(batch, frames * hop_length)`, *optional*): target waveforms; what lies past a clip's end is ignored.
+            f0_labels (`(batch, frames)`, *optional*, with `labels`): target F0 in Hz, 0 where unvoiced.
+            num_items_in_batch (*optional*): valid frames of all batches whose gradients are accumulated; of this batch by default.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -285,8 +377,22 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         f0 = self.f0_predictor(mel, lengths)
         if source is None:
             source = self.source(f0, *self.source.draw(draw_seeds(seed, batch), lengths * config.hop_length, samples))
+        if labels is not None:
+            check_waveform_labels(labels, lengths, samples, config.hop_length)
+        if f0_labels is not None and (labels is None or tuple(f0_labels.shape) != (batch, frames)):
+            raise ValueError(f"`f0_labels` must be {(batch, frames)} and come with `labels`, got {tuple(f0_labels.shape)}.")
         waveform = self.decode(mel, source, lengths)
-        return BaichuanAudioVocoderOutput(waveform=waveform, waveform_lengths=lengths * config.hop_length, f0=f0)
+        losses = {}
+        if labels is not None:
+            items = lengths.sum() if num_items_in_batch is None else num_items_in_batch
+            mel_loss, stft_loss = spectral_losses(waveform, labels, lengths, config, items)
+            loss = config.mel_loss_weight * mel_loss + config.stft_loss_weight * stft_loss
+            losses = {"loss": loss, "mel_loss": mel_loss, "stft_loss": stft_loss}
+        if f0_labels is not None:
+            distance = (f0 - f0_labels.float()).abs().masked_fill(~length_mask(lengths, frames), 0.0)
+            losses["f0_loss"] = distance.sum() / items
+            losses["loss"] = loss + config.f0_loss_weight * losses["f0_loss"]
+        return BaichuanAudioVocoderOutput(**losses, waveform=waveform, waveform_lengths=lengths * config.hop_length, f0=f0)
 
 
 __all__ = ["BaichuanAudioVocoder", "BaichuanAudioVocoderOutput"]

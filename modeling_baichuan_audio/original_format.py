@@ -89,7 +89,12 @@ _SPECIAL_TOKENS = (
 
 # Settings of the original code that select another architecture. Only the released value is implemented.
 _REQUIRED_VALUES = {
-    "flow_matching_config": {"spk_emb_dim": 0, "unet_use_omni_attn": False, "use_hidden_states_before_dconv2": True},
+    "flow_matching_config": {
+        "spk_emb_dim": 0,
+        "unet_use_omni_attn": False,
+        "use_hidden_states_before_dconv2": True,
+        "prenet_target_mel_length_scale_ratio": 1.0,
+    },
     "flow_matching_config.cfm_params": {"solver": "euler"},
     "audio_config": {"split_overlap": 0.0},
 }
@@ -107,7 +112,7 @@ def _check_supported(section: str, values: dict[str, Any]) -> None:
 
 def is_original_config(config: dict[str, Any]) -> bool:
     """True for the content of an original, flat `config.json` (Baichuan-Audio or Baichuan-Omni)."""
-    return config.get("model_type") == ORIGINAL_MODEL_TYPE and "audio_config" in config
+    return config.get("model_type") == ORIGINAL_MODEL_TYPE
 
 
 def translate_config(original: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +134,10 @@ def translate_config(original: dict[str, Any]) -> dict[str, Any]:
     _check_supported("flow_matching_config.cfm_params", cfm)
     if original.get("use_norm_head") or original.get("sparse_attention_layers"):
         raise ValueError("Original config asks for a normalised lm_head or sparse attention layers, which are not supported.")
+    if original.get("position_embedding_type", "rope") != "rope":
+        raise ValueError(
+            f"Original config has position_embedding_type={original['position_embedding_type']!r}; only 'rope' is supported."
+        )
 
     text = {"model_type": "qwen2"} | {key: original[key] for key in _TEXT_KEYS if key in original}
     codebook_sizes = list(audio["vq_config"]["codebook_sizes"])

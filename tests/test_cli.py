@@ -102,6 +102,43 @@ def test_convert_and_info(original_folder, tmp_path):
     assert "exists already" in run("convert", original_folder, tmp_path / "out", code=2).stderr
 
 
+def test_tokenize(tiny_folder, recording, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"task": "asr", "segments": [{"audio": "in.wav"}, {"text": "hello"}]}\n{"task": "nonsense"}\n')
+    result = run("tokenize", rows, "-o", tmp_path / "codes", "-c", tiny_folder)
+    assert "1 rows in 1 shards, 62 frames" in result.stdout and "1 rows skipped" in result.stdout
+    again = run("tokenize", rows, "-o", tmp_path / "codes", "-c", tiny_folder)
+    assert again.stdout == result.stdout
+    assert (
+        "begun with other settings"
+        in run("tokenize", rows, "-o", tmp_path / "codes", "-c", tiny_folder, "--shard-size", 5, code=2).stderr
+    )
+
+
+def test_build(tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM, WhisperConfig, WhisperModel
+
+    from modeling_baichuan_audio.conversion import tiny_tokenizer
+
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=2)).save_pretrained(tmp_path / "llm")
+    tiny_tokenizer().save_pretrained(tmp_path / "llm")
+    whisper = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "num_mel_bins": 128}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "vocab_size": 64, "pad_token_id": 0}
+    WhisperModel(WhisperConfig(**whisper, **decoder, decoder_start_token_id=1)).save_pretrained(tmp_path / "whisper")
+    overrides = tmp_path / "config.yaml"
+    overrides.write_text(
+        "flow_matching_config: {prenet_hidden_size: 32, prenet_layers: 1, estimator_channels: 32}\nvocoder_config: {}\n"
+    )
+    sources = ["--llm", tmp_path / "llm", "--encoder", tmp_path / "whisper", "--config", overrides]
+    result = run("build", *sources, tmp_path / "built")
+    assert "from the language model" in result.stdout
+    assert "language model: qwen2, 1 layers, width 32" in run("info", tmp_path / "built").stdout
+    assert "exists" in run("build", *sources, tmp_path / "built", code=2).stderr
+    overrides.write_text("- 1")
+    assert "must be a mapping" in run("build", *sources, tmp_path / "other", code=2).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,1 @@
+"""Training: losses beyond the models, data, stages, recipes."""

@@ -1,0 +1,299 @@
+"""What each stage trains on: batches from rows, the module that trains, its targets' counts, the losses to log, audio to listen to."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
+from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
+from .audio_codes import AudioCodeEncoder
+from .collators import SpeechCollator
+from .flow_training import flow_targets
+from .layouts import LayoutBuilder, TokenIds
+from .mel_targets import tokenizer_mel_targets
+from .recipe import LLM_STAGES, Recipe
+from .rows import AudioReader, Row
+from .tokenizer_training import FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
+from .vocoder_training import VocoderTrainingModule, vocoder_segment
+
+
+class Task:
+    """
+    One stage's side of the trainer.
+
+    Args:
+        model: the whole model; the task trains a part of it in place. processor: its processor. recipe: the recipe.
+
+    Attributes:
+        module (`nn.Module`): what the trainer wraps, optimises and checkpoints. step (`int`): optimiser steps done so far.
+
+    Raises:
+        ValueError: loss options that the stage does not have, or audio samples that the checkpoint cannot make.
+    """
+
+    loss_options: tuple[str, ...] = ()
+    # Rates other than the tokenizer's 16 kHz are for targets above its band.
+    sampling_rate: int | None = None
+
+    def __init__(self, model: BaichuanAudioForCausalLM, processor: BaichuanAudioProcessor, recipe: Recipe):
+        unknown = [name for name in recipe.loss if name not in self.loss_options]
+        if unknown:
+            raise ValueError(
+                f"Stage {recipe.stage} has the loss options {', '.join(self.loss_options) or 'none'}, got {', '.join(unknown)}."
+            )
+        if recipe.samples.every and model.vocoder is None:
+            raise ValueError("`samples.every` asks for audio while training, but the checkpoint has no vocoder.")
+        self.model, self.processor, self.recipe = model, processor, recipe
+        self.options: dict[str, Any] = dict(recipe.loss)
+        self.step = 0
+        self.module: nn.Module = model
+        self.builder = LayoutBuilder(
+            processor.tokenizer, TokenIds.from_tokenizer(processor.tokenizer), model.config.audio_tokenizer_config.codebook_sizes
+        )
+
+    def reader(self) -> AudioReader:
+        """Reads the rows' audio at the rate the task needs."""
+        return AudioReader(self.extractor, self.model.config.audio_tokenizer_config.codebook_sizes)
+
+    @property
+    def extractor(self) -> BaichuanAudioFeatureExtractor:
+        ours = self.processor.feature_extractor
+        if self.sampling_rate is None:
+            return ours
+        scale = self.sampling_rate / ours.sampling_rate  # the same windows in seconds, so that frame counts agree
+        settings = {
+            name: getattr(ours, name) for name in ("feature_size", "max_audio_seconds", "stride_size", "downsample_factor")
+        }
+        return BaichuanAudioFeatureExtractor(
+            sampling_rate=self.sampling_rate,
+            hop_length=round(ours.hop_length * scale),
+            n_fft=round(ours.n_fft * scale),
+            **settings,
+        )
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def count_targets(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Targets of a batch, by kind: `(kinds,)`."""
+        raise NotImplementedError
+
+    def model_inputs(self, batch: dict[str, Any], counts: torch.Tensor | None) -> dict[str, Any]:
+        """The module's arguments. `counts` are `count_targets` summed over the accumulation window, or None in evaluation."""
+        raise NotImplementedError
+
+    def loss(self, outputs: dict[str, Any]) -> torch.Tensor:
+        return outputs["loss"]
+
+    def metrics(self, outputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Every scalar of the outputs that is a loss of its own or describes one."""
+        return {
+            name: value.detach()
+            for name, value in outputs.items()
+            if name != "loss" and isinstance(value, torch.Tensor) and value.dim() == 0
+        }
+
+    def averages(self, outputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Scalars to log that describe each micro-batch on its own."""
+        return {}
+
+    def write_samples(self, prefix: Path, rows: list[Row]) -> None:
+        """Writes `prefix`-0.wav, ... : resynthesised clips of the given rows."""
+        encoder = AudioCodeEncoder(self.model.audio_tokenizer, self.processor.feature_extractor)
+        clips = [self._at_tokenizer_rate(chunk) for chunk in self._chunks(rows)[: self.recipe.samples.clips]]
+        was_training = self.model.training
+        self.model.eval()
+        waveforms = self.model.decode_audio([torch.from_numpy(codes) for codes in encoder(clips)], seed=self.recipe.seed)
+        self.model.train(was_training)
+        self._save(prefix, waveforms)
+
+    def _save(self, prefix: Path, waveforms: list[torch.Tensor]) -> None:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        for number, waveform in enumerate(waveforms):
+            if waveform.numel():
+                path = prefix.with_name(f"{prefix.name}-{number}.wav")
+                self.processor.save_audio(waveform, path, sampling_rate=self.model.config.sampling_rate)
+
+    def _chunks(self, rows: list[Row]) -> list[np.ndarray]:
+        """Every waveform of the rows, in the chunks that are encoded one by one."""
+        extractor = self.extractor
+        return [chunk for row in rows for part in row.audio_segments() for chunk in extractor.chunks(part.waveform)]
+
+    def _at_tokenizer_rate(self, chunk: np.ndarray) -> np.ndarray:
+        return self.extractor.at_rate(chunk, self.processor.feature_extractor.sampling_rate)
+
+    def _features(self, chunks: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        features = self.processor.feature_extractor(chunks, return_tensors="pt")
+        return {name: features[name] for name in ("input_features", "input_features_mask")}
+
+
+class LanguageTask(Task):
+    """Stages 1 and 2, fine-tuning and LoRA: text and audio targets of the LLM and its audio head."""
+
+    loss_options = ("audio_frames",)
+
+    def __init__(self, model, processor, recipe, module: nn.Module | None = None):
+        super().__init__(model, processor, recipe)
+        if recipe.samples.every and not recipe.samples.texts:
+            raise ValueError("`samples.every` needs `samples.texts` to speak.")
+        self.module = model if module is None else module
+        self.collate = SpeechCollator(
+            self.builder,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            encoder=AudioCodeEncoder(model.audio_tokenizer, processor.feature_extractor),
+            pack_tokens=recipe.data.max_tokens if recipe.data.pack else None,
+        )
+
+    def count_targets(self, batch):
+        text = (batch["labels"][:, 1:] != -100).sum()
+        return torch.cat([text[None], (batch["audio_labels"][:, :, 1:] != -100).sum((0, 2))])
+
+    def model_inputs(self, batch, counts):
+        inputs = {**batch, "audio_loss_frames": self.options.get("audio_frames")}
+        if counts is not None:
+            inputs |= {"num_items_in_batch": counts[0].clamp(min=1), "num_audio_items_in_batch": counts[1:]}
+        return inputs
+
+    def metrics(self, outputs):
+        codebooks = {f"codebook_{i}_loss": value for i, value in enumerate(outputs["codebook_losses"])}
+        return super().metrics(outputs) | codebooks
+
+    def write_samples(self, prefix, rows):
+        was_training = self.model.training
+        self.model.eval()
+        inputs = self.processor.apply_tts_request(self.recipe.samples.texts).to(self.model.device)
+        reply = self.model.generate(**inputs, generation_mode="audio", seed=self.recipe.seed, max_audio_frames=125)
+        self.model.train(was_training)
+        self._save(prefix, reply.audio)
+
+
+class TokenizerTask(Task):
+    """Encoder, quantiser and mel decoder: reconstruction, commitment and, with `text_llm`, a frozen LLM's text loss."""
+
+    loss_options = ("ramp_steps", "start_share", "end_share", "commitment_weight", "text_llm")
+
+    def __init__(self, model, processor, recipe):
+        super().__init__(model, processor, recipe)
+        text_loss, options = None, self.options
+        if options.get("text_llm"):
+            llm = AutoModelForCausalLM.from_pretrained(options["text_llm"])
+            text_loss = FrozenLLMTextLoss(llm, model.config.audio_tokenizer_config.quantizer_size)
+        schedule = ReplacementSchedule(
+            **{"ramp_steps": 1000} | {name: options[name] for name in self.loss_options[:4] if name in options}
+        )
+        self.module = TokenizerForTraining(model.audio_tokenizer, schedule, text_loss)
+
+    def collate(self, rows):
+        chunks = self._chunks(rows)
+        batch = self._features(chunks) | tokenizer_mel_targets(chunks, self.model.config.audio_tokenizer_config)
+        if self.module.text_loss is not None:
+            batch["text_labels"] = self._text_labels(rows)
+        return batch
+
+    def _text_labels(self, rows: list[Row]) -> torch.Tensor:
+        """The transcript beside every chunk. A recording of several chunks has none of its own for each, so it is refused."""
+        labels = []
+        for row in rows:
+            texts = [part.text for part in row.segments if part.is_text]
+            if len(texts) != 1 or len(self._chunks([row])) != 1:
+                raise ValueError(
+                    f"The text loss needs rows of one audio of one chunk and one text, got a row of the task {row.task}."
+                )
+            ids = self.processor.tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+            labels.append(torch.tensor([*ids, self.builder.tokens.end_of_text]))
+        return nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+
+    def averages(self, outputs):
+        return {
+            f"codebook_{index}_{name}": value for name in ("perplexity", "usage") for index, value in enumerate(outputs[name])
+        }
+
+    def count_targets(self, batch):
+        return count_code_frames(batch["input_features_mask"], self.model.audio_tokenizer)[None]
+
+    def model_inputs(self, batch, counts):
+        return {**batch, "step": self.step, "num_items_in_batch": None if counts is None else counts[0]}
+
+
+class FlowMatchingTask(Task):
+    """Flow matching, everything before it frozen: the mel decoder's states of the codes -> the 24 kHz log-mel."""
+
+    def __init__(self, model, processor, recipe):
+        self.sampling_rate = model.config.flow_matching_config.sampling_rate
+        super().__init__(model, processor, recipe)
+        self.module = model.flow_matching
+
+    def collate(self, rows):
+        chunks = self._chunks(rows)
+        frames = [self.extractor.num_frames(len(chunk)) for chunk in chunks]
+        labels, lengths = flow_targets(
+            [torch.from_numpy(chunk) for chunk in chunks], frames, self.model.config.flow_matching_config
+        )
+        return self._features([self._at_tokenizer_rate(chunk) for chunk in chunks]) | {"labels": labels, "lengths": lengths}
+
+    def count_targets(self, batch):
+        return batch["lengths"].sum()[None]
+
+    @torch.no_grad()
+    def model_inputs(self, batch, counts):
+        tokenizer = self.model.audio_tokenizer.eval()
+        decoded = tokenizer.decode(tokenizer.encode(batch["input_features"], batch["input_features_mask"]).audio_codes)
+        return {
+            "hidden_states": decoded.hidden_states,
+            "lengths": decoded.hidden_lengths,
+            "labels": batch["labels"],
+            "num_items_in_batch": None if counts is None else counts[0],
+        }
+
+
+class VocoderTask(Task):
+    """The vocoder on segments of real speech and their mel; `adversarial` adds the discriminators."""
+
+    loss_options = ("segment_frames", "adversarial", "period_width", "spectrogram_width")
+
+    def __init__(self, model, processor, recipe):
+        if model.vocoder is None:
+            raise ValueError("Stage vocoder needs a checkpoint with a vocoder.")
+        self.sampling_rate = model.config.vocoder_config.sampling_rate
+        super().__init__(model, processor, recipe)
+        options = {name: self.options[name] for name in self.loss_options[1:] if name in self.options}
+        self.module = VocoderTrainingModule(model.vocoder, **options)
+
+    def collate(self, rows):
+        clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
+        longest, hop = self.options.get("segment_frames", 50), self.model.config.vocoder_config.hop_length
+        return {"clips": clips, "lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips])}
+
+    def count_targets(self, batch):
+        return batch["lengths"].sum()[None]
+
+    def model_inputs(self, batch, counts):
+        # Drawn here and not in `collate`, which runs ahead of the steps: a resumed run must draw the same segments.
+        config, device = self.model.config.vocoder_config, batch["lengths"].device
+        pairs = zip(batch["clips"], batch["lengths"].tolist())
+        mels, waveforms = zip(*(vocoder_segment(clip.cpu(), frames, config) for clip, frames in pairs))
+        return {
+            "mel": nn.utils.rnn.pad_sequence(mels, batch_first=True).to(device),
+            "labels": nn.utils.rnn.pad_sequence(waveforms, batch_first=True).to(device),
+            "lengths": batch["lengths"],
+            "num_items_in_batch": None if counts is None else counts[0],
+        }
+
+    def loss(self, outputs):
+        # The two reach different parameters, so one backward pass serves both.
+        adversary = outputs.get("discriminator_loss")
+        return outputs["loss"] if adversary is None else outputs["loss"] + adversary
+
+
+_PART_TASKS = {"tokenizer": TokenizerTask, "flow_matching": FlowMatchingTask, "vocoder": VocoderTask}
+
+
+def make_task(model, processor, recipe: Recipe, module: nn.Module | None = None) -> Task:
+    """The recipe's task; `module` is the model with its adapters, for LoRA."""
+    if recipe.stage in LLM_STAGES:
+        return LanguageTask(model, processor, recipe, module)
+    return _PART_TASKS[recipe.stage](model, processor, recipe)

@@ -1,0 +1,172 @@
+"""Training of the vocoder: random segments, and spectral losses with or without discriminators (HiFi-GAN, arXiv 2010.05646)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from ..configuration_baichuan_audio import BaichuanAudioVocoderConfig
+from ..mel_spectrogram import vocoder_log_mel
+from ..modeling_vocoder import BaichuanAudioVocoder
+from ..vocoder_loss import rows_by_length
+from .discriminators import VocoderDiscriminators, adversarial_loss, discriminator_loss, feature_matching_loss
+
+
+@dataclass
+class VocoderTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (`()`, float32): the vocoder's, weighted sum of its parts below; its gradient reaches the vocoder alone.
+        discriminator_loss (`()`, float32, with discriminators): its gradient reaches the discriminators alone.
+        mel_loss, stft_loss, f0_loss, adversarial_loss, feature_matching_loss (`()`, float32): unweighted parts, those that are in use.
+        waveform (`(batch, samples)`, float32): generated, zero past the end.
+        waveform_lengths (`(batch,)`, int64): valid samples.
+    """
+
+    loss: torch.FloatTensor | None = None
+    discriminator_loss: torch.FloatTensor | None = None
+    mel_loss: torch.FloatTensor | None = None
+    stft_loss: torch.FloatTensor | None = None
+    f0_loss: torch.FloatTensor | None = None
+    adversarial_loss: torch.FloatTensor | None = None
+    feature_matching_loss: torch.FloatTensor | None = None
+    waveform: torch.FloatTensor | None = None
+    waveform_lengths: torch.LongTensor | None = None
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """What is computed inside sends no gradient to the module's parameters, though it may pass through them."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+class VocoderTrainingModule(nn.Module):
+    """
+    The vocoder and, if asked for, its discriminators.
+
+    Because the two losses reach different parameters, one `(loss + discriminator_loss).backward()` serves two optimisers, one over
+    `vocoder.parameters()` and one over `discriminators.parameters()`; so do two backward passes, in any order, before either steps.
+    `state_dict` holds weight norm's own parameters where it is applied, so that training resumes exactly; the vocoder itself always
+    saves plain weights.
+
+    Args:
+        vocoder: is trained in place.
+        adversarial (defaults to False): whether to train against discriminators.
+        period_width, spectrogram_width (default to the published 32): see `VocoderDiscriminators`.
+    """
+
+    def __init__(
+        self,
+        vocoder: BaichuanAudioVocoder,
+        adversarial: bool = False,
+        period_width: int = 32,
+        spectrogram_width: int = 32,
+    ):
+        super().__init__()
+        self.vocoder = vocoder
+        self.discriminators = VocoderDiscriminators(period_width, spectrogram_width) if adversarial else None
+
+    @property
+    def config(self) -> BaichuanAudioVocoderConfig:
+        return self.vocoder.config
+
+    def state_dict(self, *args, **kwargs):
+        self.vocoder.keeps_weight_norm = True
+        try:
+            return super().state_dict(*args, **kwargs)
+        finally:
+            self.vocoder.keeps_weight_norm = False
+
+    def _adversarial_losses(self, waveform, labels, lengths, items) -> dict[str, torch.Tensor]:
+        """Generated and real (batch, samples), (batch,) mel frames -> the three losses; a clip counts by its share of frames."""
+        sums = dict.fromkeys(("discriminator_loss", "adversarial_loss", "feature_matching_loss"), 0.0)
+        for frames, rows in rows_by_length(lengths):
+            samples = frames * self.config.hop_length
+            ours, theirs = waveform[rows, :samples], labels[rows, :samples].float()
+            real = self.discriminators(theirs)
+            sums["discriminator_loss"] += frames * discriminator_loss(real, self.discriminators(ours.detach())).sum()
+            with _frozen(self.discriminators):
+                generated = self.discriminators(ours)
+            sums["adversarial_loss"] += frames * adversarial_loss(generated).sum()
+            sums["feature_matching_loss"] += frames * feature_matching_loss(real, generated).sum()
+        return {name: total / items for name, total in sums.items()}
+
+    def forward(
+        self,
+        mel: torch.Tensor,
+        labels: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        f0_labels: torch.Tensor | None = None,
+        seed: int | list[int] | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> VocoderTrainingOutput:
+        """
+        Args:
+            mel (`(batch, frames, num_mel_bins)`), labels (`(batch, frames * hop_length)`), lengths (`(batch,)`, *optional*), f0_labels,
+            seed, num_items_in_batch (*optional*): as `BaichuanAudioVocoder.forward` takes them.
+
+        Raises:
+            ValueError: as `BaichuanAudioVocoder.forward`.
+        """
+        if lengths is None:
+            lengths = torch.full((len(mel),), mel.shape[1], device=mel.device)
+        items = lengths.sum() if num_items_in_batch is None else num_items_in_batch
+        output = self.vocoder(mel, lengths, seed=seed, labels=labels, f0_labels=f0_labels, num_items_in_batch=items)
+        loss, losses = output.loss, {}
+        if self.discriminators is not None:
+            losses = self._adversarial_losses(output.waveform, labels, lengths, items)
+            loss = loss + self.config.adversarial_loss_weight * losses["adversarial_loss"]
+            loss = loss + self.config.feature_matching_loss_weight * losses["feature_matching_loss"]
+        return VocoderTrainingOutput(
+            loss=loss,
+            mel_loss=output.mel_loss,
+            stft_loss=output.stft_loss,
+            f0_loss=output.f0_loss,
+            waveform=output.waveform,
+            waveform_lengths=output.waveform_lengths,
+            **losses,
+        )
+
+
+def vocoder_segment(
+    waveform: torch.Tensor,
+    frames: int,
+    config: BaichuanAudioVocoderConfig | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    A random segment to train on: mel frames cut from the whole clip's log-mel, so that its edges see real sound, and their samples.
+
+    Args:
+        waveform (`(samples,)`, float): at the config's sampling rate.
+        frames: longest segment, in mel frames of 50 Hz; a shorter clip is taken whole.
+        config (*optional*): the released vocoder's by default.
+        generator (`torch.Generator`, *optional*): draws the start; torch's global one by default.
+
+    Returns:
+        mel (`(n, num_mel_bins)`) and waveform (`(n * hop_length,)`), float32, n = min(frames, frames of the clip).
+
+    Raises:
+        ValueError: not a waveform, or no frames asked for.
+    """
+    config = config or BaichuanAudioVocoderConfig()
+    if waveform.dim() != 1 or not waveform.is_floating_point() or frames < 1:
+        raise ValueError(
+            f"Need a float waveform of shape (samples,) and at least one frame, got {waveform.dtype} of shape {tuple(waveform.shape)} "
+            f"and {frames} frames."
+        )
+    hop = config.hop_length
+    mel = vocoder_log_mel(waveform[None], config.sampling_rate, hop, n_fft=4 * hop, num_mel_bins=config.num_mel_bins)[0]
+    count = min(frames, len(mel))
+    start = int(torch.randint(len(mel) - count + 1, (), generator=generator))
+    return mel[start : start + count], waveform[start * hop : (start + count) * hop].float()
