@@ -62,10 +62,10 @@ class SkipReport:
         reasons = ", ".join(f"{count} {REASONS[reason]}" for reason, count in self.skipped.items())
         return f"{sum(self.skipped.values())} rows skipped ({reasons or 'none'}), {self.read} used"
 
-    def log(self) -> None:
-        """One warning that sums up, when anything was skipped."""
+    def log(self, usable: int | None = None) -> None:
+        """One warning that sums up, when anything was skipped; `usable` rows where they were only looked at, not read."""
         if self.skipped:
-            logger.warning(str(self))
+            logger.warning(str(self) if usable is None else str(self).replace(f"{self.read} used", f"{usable} can be used"))
 
 
 class RowReader:
@@ -182,7 +182,7 @@ class SpeechDataset(Dataset):
             if row is not None:
                 self.indices.append(index)
                 self.lengths.append(row.length)
-        reader.report.log()
+        reader.report.log(usable=len(self.indices))
         if not self.indices:
             raise ValueError(f"None of the {len(source)} rows can be used: {reader.report}.")
         self._damaged = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()

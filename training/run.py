@@ -1,6 +1,7 @@
 """One training run, from a recipe to a saved model."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "prediction_loss_only": True,
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
     }
     values = defaults | recipe.training
+    if "activation_checkpointing" not in {item.name for item in fields(TrainingArguments)}:  # the older name of the same
+        values = {name.replace("activation_checkpointing", "gradient_checkpointing"): value for name, value in values.items()}
     try:
         return TrainingArguments(output_dir=recipe.output, seed=recipe.seed, data_seed=recipe.seed, **values)
     except (TypeError, ValueError) as error:

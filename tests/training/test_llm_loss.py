@@ -200,3 +200,19 @@ def test_loss_without_audio_labels_is_the_text_loss(shared_tiny_model, rows):
     batch.pop("audio_labels")
     output = BaichuanAudioForCausalLM.forward(shared_tiny_model, **batch)
     assert output.audio_loss is None and torch.equal(output.loss, output.text_loss)
+
+
+def test_activation_checkpointing_changes_no_gradient(rows):
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model().train()
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            assert (
+                model.model.language_model.layers[0].gradient_checkpointing and model.audio_head.layers[0].gradient_checkpointing
+            )
+        model(**collate(rows)).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-6, rtol=1e-5)

@@ -45,7 +45,7 @@ def test_changes_win(write):
         ({"lora": {"rank": 4}}, [], "`lora` section"),
         ({"stage": "lora", "lora": {"target": "all"}}, [], "lora.target"),
         ({"stage": "lora", "lora": {"ranks": 4}}, [], "Unknown lora entries ranks"),
-        ({"modle": "x"}, [], "Unknown recipe entries modle"),
+        ({"checkpoint": "x"}, [], "Unknown recipe entries checkpoint"),
         ({"model": None}, [], "lacks model"),
         ({"data": {"train": ""}}, [], "data.train"),
         ({"data": None}, [], "data.train"),
