@@ -1,6 +1,7 @@
 """One training run, from a recipe to a saved model."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from peft import get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..conversion import default_checkpoint, find_checkpoint
 from .datasets import LengthGroupedSampler, RowReader, SpeechDataset, SpeechStream
@@ -17,6 +19,9 @@ from .row_sources import load_rows
 from .stages import apply_stage, lora_config
 from .tasks import LanguageTask, Task, make_task
 from .trainer import BaichuanAudioTrainer, JsonLinesCallback, SampleCallback
+
+
+logger = logging.get_logger(__name__)
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
@@ -97,6 +102,11 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
     """
     # 1. Settings and random state.
     arguments = training_arguments(recipe)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # how accelerate launch says it, and Trainer too
+    if sharded and recipe.stage not in LLM_STAGES:
+        raise ValueError(
+            f"Stage {recipe.stage} trains under data parallelism only: its part fits on one device. Use the DDP config."
+        )
     set_seed(recipe.seed)
     output = Path(recipe.output)
 
@@ -115,7 +125,7 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
         )
     else:
         apply_stage(model, recipe.stage)
-    task = make_task(model, processor, recipe, module)
+    task = make_task(model, processor, recipe, module, sharded)
     trained = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
 
     # 4. Data.
@@ -124,10 +134,12 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
 
     # 5. The trainer, and what it writes.
     callbacks = [JsonLinesCallback(output / "metrics.jsonl")]
-    if recipe.samples.every:
+    if recipe.samples.every and sharded:
+        logger.warning("No samples are written under FSDP: one rank cannot run the sharded model alone.")
+    elif recipe.samples.every:
         rows = [] if recipe.data.streaming else [train_rows[i] for i in range(min(recipe.samples.clips, len(train_rows)))]
         callbacks.append(SampleCallback(task, rows, output / "samples", recipe.samples.every))
-    model.to(arguments.device)  # the frozen parts beside the trained one
+    task.to(arguments.device)
     trainer = _RunTrainer(
         model=task.module,
         args=arguments,
@@ -138,11 +150,6 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
         task=task,
         group_by_length=recipe.data.group_by_length,
     )
-
-    if trainer.is_fsdp_enabled and recipe.stage not in LLM_STAGES:
-        raise ValueError(
-            f"Stage {recipe.stage} trains under data parallelism only: its part fits on one device. Use the DDP config."
-        )
 
     # 6. Training, from the last checkpoint if there is one.
     checkpoint = get_last_checkpoint(output) if resume and output.is_dir() else None

@@ -1,5 +1,6 @@
 """What each stage trains on: batches from rows, the module that trains, its targets' counts, the losses to log, audio to listen to."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class Task:
         self.builder = LayoutBuilder(
             processor.tokenizer, TokenIds.from_tokenizer(processor.tokenizer), model.config.audio_tokenizer_config.codebook_sizes
         )
+
+    def to(self, device: torch.device) -> None:
+        """Moves the model, frozen parts included, to where the trained one will be."""
+        self.model.to(device)
 
     def reader(self) -> AudioReader:
         """Reads the rows' audio at the rate the task needs."""
@@ -136,17 +141,23 @@ class LanguageTask(Task):
 
     loss_options = ("audio_frames",)
 
-    def __init__(self, model, processor, recipe, module: nn.Module | None = None):
+    def __init__(self, model, processor, recipe, module: nn.Module | None = None, sharded: bool = False):
         super().__init__(model, processor, recipe)
         if recipe.samples.every and not recipe.samples.texts:
             raise ValueError("`samples.every` needs `samples.texts` to speak.")
         self.module = model if module is None else module
+        # Sharding takes the weights apart outside of the model's own forward pass: batches then need a tokenizer of their own.
+        self.tokenizer = copy.deepcopy(model.audio_tokenizer) if sharded else model.audio_tokenizer
         self.collate = SpeechCollator(
             self.builder,
             pad_token_id=processor.tokenizer.pad_token_id,
-            encoder=AudioCodeEncoder(model.audio_tokenizer, processor.feature_extractor),
+            encoder=AudioCodeEncoder(self.tokenizer, processor.feature_extractor),
             pack_tokens=recipe.data.max_tokens if recipe.data.pack else None,
         )
+
+    def to(self, device):
+        super().to(device)
+        self.tokenizer.to(device)
 
     def count_targets(self, batch):
         text = (batch["labels"][:, 1:] != -100).sum()
@@ -292,8 +303,8 @@ class VocoderTask(Task):
 _PART_TASKS = {"tokenizer": TokenizerTask, "flow_matching": FlowMatchingTask, "vocoder": VocoderTask}
 
 
-def make_task(model, processor, recipe: Recipe, module: nn.Module | None = None) -> Task:
-    """The recipe's task; `module` is the model with its adapters, for LoRA."""
+def make_task(model, processor, recipe: Recipe, module: nn.Module | None = None, sharded: bool = False) -> Task:
+    """The recipe's task; `module` is the model with its adapters, for LoRA, `sharded` whether its weights will be (FSDP)."""
     if recipe.stage in LLM_STAGES:
-        return LanguageTask(model, processor, recipe, module)
+        return LanguageTask(model, processor, recipe, module, sharded)
     return _PART_TASKS[recipe.stage](model, processor, recipe)

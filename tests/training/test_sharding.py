@@ -13,22 +13,33 @@ from modeling_baichuan_audio.training.recipe import SHIPPED_RECIPES
 
 SCRIPT = """
 import os, sys
+import numpy as np
 import torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
-from modeling_baichuan_audio.conversion import tiny_model
+from modeling_baichuan_audio.conversion import tiny_model, tiny_processor
+from modeling_baichuan_audio.training.recipe import read_recipe
+from modeling_baichuan_audio.training.rows import Row, Segment, Turn
 from modeling_baichuan_audio.training.stages import apply_stage
+from modeling_baichuan_audio.training.tasks import make_task
 from test_stages import batch
 
 dist.init_process_group("gloo")
+recipe = read_recipe("tiny/stage2", ["samples.every=0"])
 plain, sharded = tiny_model().train(), tiny_model().train()
 for model in (plain, sharded):
     apply_stage(model, "stage2")
+task = make_task(sharded, tiny_processor(), recipe, sharded=True)
 names = set(sys.argv[1].split(","))
 found = [module for module in sharded.modules() if type(module).__name__ in names]
 assert len({type(module).__name__ for module in found}) == len(names)
 for module in found:
     fully_shard(module)
 fully_shard(sharded)
+# Batches are made outside of the sharded model's forward pass.
+segments = [Segment(waveform=np.sin(np.arange(16000) / 10).astype(np.float32), num_frames=12), Segment(text="hm")]
+collated = task.collate([Row("asr", [Turn(None, segments)], prompt="p")])
+codes = plain.audio_tokenizer.eval().encode(**task._features([segments[0].waveform])).audio_codes
+assert torch.equal(collated["audio_codes"], codes)
 inputs = batch(plain, seed=dist.get_rank())
 losses = [model(**inputs).loss for model in (plain, sharded)]
 torch.testing.assert_close(losses[1], losses[0], atol=1e-5, rtol=0)
