@@ -4,14 +4,13 @@
 
 Every setting runs in a process of its own: a few optimiser steps of a random model on random rows, half text, half audio. Printed are
 tokens per second (audio frames count as tokens), the peak memory of the step over the loaded model, and both as ratios to the stage's
-plain setting. On a GPU the memory is the allocator's, on a CPU the process's resident peak.
+plain setting. On a GPU the memory is the allocator's, on a CPU the process's resident peak (Linux).
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -79,10 +78,23 @@ def make_batch(config, rows: int, seconds: float, device) -> dict[str, torch.Ten
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def peak_bytes(device: torch.device) -> int:
+def resident(name: str) -> int:
+    """VmRSS (now) or VmHWM (the peak) of this process, in bytes. Linux only."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def start_peak(device: torch.device) -> int:
+    """Forgets the peak so far; returns the memory in use."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
 
 
 def measure(size: str, stage: str, setting: str, rows: int, seconds: float, steps: int) -> dict[str, float]:
@@ -99,7 +111,7 @@ def measure(size: str, stage: str, setting: str, rows: int, seconds: float, step
     frames = batch["audio_codes"].shape[2] * rows
     extra = {"audio_loss_frames": max(1, frames // 8)} if options.get("frames") else {}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    before = peak_bytes(device)
+    before = start_peak(device)
     times = []
     for _ in range(steps + 1):  # the first one allocates and is not timed
         started = time.perf_counter()
