@@ -69,14 +69,14 @@ class BaichuanAudioGenerateOutput(ModelOutput):
         audio (`list` of `(samples,)` float32): each row's waveform, its pieces joined by 10 ms cross-fades; None when not asked for.
         segments (`list` of `list` of `dict`): each row's pieces in order, `{"type": "text", "token_ids": (n,)}` or
             `{"type": "audio", "audio_codes": (num_codebooks, frames)}`.
-        timings (`dict`): seconds spent on prefill, on decoding steps and on waveforms, and the number of steps.
+        timings (`list` of `dict`): per row, seconds of prefill, decoding and waveforms of its batch, and its own number of steps.
     """
 
     sequences: torch.LongTensor | None = None
     audio_codes: torch.LongTensor | None = None
     audio: list[torch.FloatTensor] | None = None
     segments: list[list[dict]] | None = None
-    timings: dict[str, float] | None = None
+    timings: list[dict[str, float]] | None = None
 
 
 class PaddedRepetitionPenalty(LogitsProcessor):
@@ -241,11 +241,10 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         started = time.perf_counter()
         step = ReplyStepper(self, input_ids, model_kwargs)
         hidden = step.prefill()
-        prefilled, steps, sequences = time.perf_counter(), 0, input_ids
+        prefilled, sequences = time.perf_counter(), input_ids
         while True:
             tokens, codes = sampler.step(hidden, pad)
             sequences = torch.cat([sequences, tokens[:, None]], dim=1)
-            steps += 1
             stopped = stopping_criteria(sequences, None).tolist()
             for row, stop in zip(rows, stopped):
                 row.done = row.done or stop
@@ -258,18 +257,17 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
             row.close_text()
             row.close_audio()
         audio = self._reply_waveforms(rows, sampler.seeds) if output_audio else None
-        timings = {
+        seconds = {
             "prefill_seconds": prefilled - started,
             "decode_seconds": decoded - prefilled,
             "waveform_seconds": time.perf_counter() - decoded,
-            "steps": steps,
         }
         return BaichuanAudioGenerateOutput(
             sequences=sequences,
             audio_codes=self._reply_codes(rows),
             audio=audio,
             segments=[row.segments for row in rows],
-            timings=timings,
+            timings=[{**seconds, "steps": row.steps} for row in rows],
         )
 
     def _reply_rules(self, generation_config) -> ReplyRules:

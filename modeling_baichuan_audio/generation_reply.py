@@ -97,6 +97,7 @@ class ReplyRow:
     in_audio: bool
     script: deque[list[int]] | None = None  # text that is spoken instead of sampled, piece by piece
     done: bool = False
+    steps: int = 0
     spoken_pieces: int = 0
     text: list[int] = field(default_factory=list)
     frames: list[torch.Tensor] = field(default_factory=list)
@@ -225,6 +226,7 @@ class ReplySampler:
         for index, row in enumerate(self.rows):
             if row.done:
                 continue
+            row.steps += 1
             token = row.forced_token()
             if token is None:
                 (sample_audio if row.in_audio else sample_text).append(index)

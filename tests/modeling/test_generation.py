@@ -131,7 +131,10 @@ def test_waveforms_of_rows(shared_tiny_model):
         pieces = [part["audio_codes"][None] for part in segments if part["type"] == "audio"]
         first = shared_tiny_model.decode_audio(pieces[0], seed=0)[0]
         torch.testing.assert_close(result.audio[row][: len(first) - 240], first[:-240], atol=1e-5, rtol=0)
-    assert set(result.timings) == {"prefill_seconds", "decode_seconds", "waveform_seconds", "steps"}
+    for row, timings in zip(result.sequences, result.timings):
+        assert set(timings) == {"prefill_seconds", "decode_seconds", "waveform_seconds", "steps"}
+        ended = int((row == shared_tiny_model.config.audiogen_end_token_id).nonzero()[-1])
+        assert timings["steps"] == ended + 1 - 2  # the prompt is two tokens long
 
 
 def test_text_is_never_overwritten_at_a_switch(shared_tiny_model):
@@ -162,7 +165,7 @@ def test_limits(shared_tiny_model):
     assert result.sequences.shape[1] == 51
     assert all(len(p["token_ids"]) <= 2 for p in result.segments[0] if p["type"] == "text")
     assert all(p["audio_codes"].shape[1] <= 3 for p in result.segments[0] if p["type"] == "audio")
-    assert result.timings["steps"] == 50
+    assert result.timings[0]["steps"] == 50
 
 
 def boosted(model: BaichuanAudioForCausalLM, tokens: list[int]) -> BaichuanAudioForCausalLM:
