@@ -105,7 +105,8 @@ def measure(size: str, stage: str, setting: str, rows: int, seconds: float, step
     model = BaichuanAudioForCausalLM(config).to(device).train()
     apply_stage(model, stage)
     if options.get("checkpointing"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # the older name
+        enable({"use_reentrant": False})
         model.enable_input_require_grads()
     batch = make_batch(config, rows, seconds, device)
     frames = batch["audio_codes"].shape[2] * rows

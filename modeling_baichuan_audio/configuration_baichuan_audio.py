@@ -417,9 +417,9 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
                 "tie_word_embeddings": False,
             },
         ),
-        "audio_tokenizer_config": BaichuanAudioTokenizerConfig,
-        "audio_head_config": BaichuanAudioHeadConfig,
-        "flow_matching_config": BaichuanAudioFlowMatchingConfig,
+        "audio_tokenizer_config": SubConfigSpec(config_class=BaichuanAudioTokenizerConfig),
+        "audio_head_config": SubConfigSpec(config_class=BaichuanAudioHeadConfig),
+        "flow_matching_config": SubConfigSpec(config_class=BaichuanAudioFlowMatchingConfig),
         "vocoder_config": SubConfigSpec(config_class=BaichuanAudioVocoderConfig, optional=True),
     }
 

@@ -99,8 +99,12 @@ class BaichuanAudioAudioKwargs(AudioKwargs, total=False):
     """Options of the audio part: `sampling_rate` of raw samples, in Hz."""
 
 
+_TEXT_DEFAULTS = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+
+
 class BaichuanAudioProcessorKwargs(ProcessingKwargs, total=False):
     audio_kwargs: BaichuanAudioAudioKwargs
+    _defaults = {"text_kwargs": _TEXT_DEFAULTS}  # where older releases of transformers look for them
 
 
 class BaichuanAudioProcessor(ProcessorMixin):
@@ -117,7 +121,7 @@ class BaichuanAudioProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = BaichuanAudioProcessorKwargs
-    text_kwargs = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    text_kwargs = _TEXT_DEFAULTS
 
     def __init__(self, feature_extractor, tokenizer, chat_template=None):
         vocabulary = tokenizer.get_vocab()
@@ -192,16 +196,32 @@ class BaichuanAudioProcessor(ProcessorMixin):
         if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"`text` must be a string or a list of strings, got {type(text).__name__}.")
         if audio is None:
+            self._check_placeholders(prompts, None, kwargs)
             return super().__call__(text=list(prompts), audio=None, **kwargs)
         rate = kwargs.pop("sampling_rate", None)
         nested = dict(kwargs.pop("audio_kwargs", None) or {})
         rate = nested.pop("sampling_rate", rate)
         single = isinstance(audio, (np.ndarray, dict)) or self.feature_extractor._is_one_audio(audio)
         audio = [self._read_audio(item, rate) for item in ([audio] if single else audio)]
+        self._check_placeholders(prompts, len(audio), kwargs)
         inputs = super().__call__(text=list(prompts), audio=audio, audio_kwargs=nested, **kwargs)
         if any(isinstance(item, AudioCodes) for item in audio):
             inputs["audio_codes"] = self._batch_codes(list(prompts), audio, like=inputs["input_ids"])
         return inputs
+
+    def _check_placeholders(self, prompts: list[str], num_audios: int | None, kwargs: dict) -> None:
+        """One placeholder for each audio. (transformers checks it too, but only its newer releases do.)"""
+        if kwargs.get(
+            "sanitize_control_tokens"
+        ):  # placeholders in the user's own text are marked, and transformers tells them apart
+            return
+        found = sum(prompt.count(self.audio_token) for prompt in prompts)
+        if num_audios is None and found:
+            raise ValueError(f"Found {found} {self.audio_token} tokens in the text but no audio inputs were passed.")
+        if num_audios is not None and found != num_audios:
+            raise ValueError(
+                f"Found total {found} {self.audio_token} tokens in the text and {num_audios} audio inputs: give one for each."
+            )
 
     def _batch_codes(self, prompts: list[str], audio: list[np.ndarray], like: Any):
         """Every audio frame of every prompt: its codes, or -1 where they are still to be computed from features."""

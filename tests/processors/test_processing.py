@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import inspect
 import io
 import pickle
 from pathlib import Path
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from transformers import AutoProcessor, AutoTokenizer, Qwen2Tokenizer, pipeline
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.pipelines.any_to_any import AnyToAnyPipeline
+from transformers.utils import is_librosa_available
 
 from modeling_baichuan_audio import BaichuanAudioGenerateOutput
 from modeling_baichuan_audio.conversion import tiny_tokenizer
@@ -736,6 +739,8 @@ def test_the_padding_side_is_saved(processor, tmp_path):
 
 
 def test_a_batch_in_a_pipeline_equals_one_at_a_time(tiny_folder):
+    if '"librosa"' in inspect.getsource(AnyToAnyPipeline) and not is_librosa_available():
+        pytest.skip("the pipeline of this release of transformers needs librosa")
     pipe = pipeline("any-to-any", model=str(tiny_folder))
     talks = [[user(text("Hello there"))], [user(text("Hi"))]]
     together, alone = (
