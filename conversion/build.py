@@ -4,9 +4,6 @@ What the two checkpoints know is copied bit by bit; all that makes them one mode
 """
 
 import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +36,7 @@ from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 from ..processors.processing_baichuan_audio import ASSISTANT_TOKEN, SPECIAL_TOKENS, SYSTEM_TOKEN, USER_TOKEN
 from .convert import DTYPES, find_checkpoint
 from .derive_config import checked_overrides, derive_config
+from .files import save_checkpoint
 from .tiny import END_OF_TEXT
 from .vocoder import convert_vocoder, read_vocoder_file
 
@@ -322,17 +320,7 @@ def build_checkpoint(
     generation.audio_switch_token_ids = processor.audio_switch_token_ids()
     model.generation_config = generation
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
-        os.chmod(part, 0o755)
-        if output.is_dir():
-            output.rmdir()
-        part.replace(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    save_checkpoint(model, processor, output)
     return BuildReport(
         llm_tensors=len(llm_state),
         encoder_tensors=len(encoder_state),

@@ -1,8 +1,6 @@
 """A small, seeded, untrained checkpoint with every part present: for tests, for trying the commands, for learning the code."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from transformers import Qwen2Tokenizer
 from ..configuration_baichuan_audio import BaichuanAudioConfig
 from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 from ..processors.processing_baichuan_audio import ASSISTANT_TOKEN, SPECIAL_TOKENS, SYSTEM_TOKEN, USER_TOKEN
+from .files import save_checkpoint
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -102,7 +101,6 @@ def tiny_model(seed: int = 0, config: BaichuanAudioConfig | None = None):
 def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
     """Writes the untrained checkpoint with its processor; short replies are set in its generation config."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     model, processor = tiny_model(seed), tiny_processor()
     with torch.no_grad():  # an untrained vocoder is a buzz: keep it quiet
         model.vocoder.conv_post.bias.sub_(4.0)
@@ -110,16 +108,7 @@ def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
     generation.eos_token_id = generation.pad_token_id = processor.tokenizer.eos_token_id
     generation.audio_switch_token_ids = processor.audio_switch_token_ids()
     generation.max_new_tokens, generation.max_text_tokens, generation.max_audio_frames = 96, 16, 25
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        model.save_pretrained(part)
-        processor.save_pretrained(part)
-        os.chmod(part, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    save_checkpoint(model, processor, folder, replace=True)
     return folder
 
 

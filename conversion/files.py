@@ -1,0 +1,29 @@
+"""Writing a checkpoint folder all at once."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def save_checkpoint(model, processor, folder: Path, replace: bool = False) -> None:
+    """
+    Writes model and processor under a temporary name beside `folder`, then moves them there.
+
+    Args:
+        replace: whether a folder with content may be in the way; it is deleted then.
+
+    Raises:
+        OSError: the folder has content and is not to be replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+        os.chmod(part, 0o755)
+        if folder.exists():
+            shutil.rmtree(folder) if replace else folder.rmdir()
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
