@@ -55,11 +55,17 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def named_dtype(name: str | None, *others: str) -> torch.dtype | None:
+    """The dtype of that name, or None for None; `others` are further names that the option takes."""
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"--dtype must be {', '.join([*others, *DTYPES])}, got {name}.")
+    return None if name is None else DTYPES[name]
+
+
 def load(checkpoint: str | None, device: str, dtype: str) -> tuple[BaichuanAudioForCausalLM, object]:
     """Model and processor; says plainly when the untrained stand-in is used."""
     target = resolve_device(device)
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"--dtype must be auto, {', '.join(DTYPES)}, got {dtype}.")
+    torch_dtype = "auto" if dtype == "auto" else named_dtype(dtype, "auto")
     if checkpoint is None:
         checkpoint = default_checkpoint()
         typer.echo(
@@ -70,7 +76,7 @@ def load(checkpoint: str | None, device: str, dtype: str) -> tuple[BaichuanAudio
     folder = find_checkpoint(checkpoint)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is not a checkpoint.")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES.get(dtype, "auto"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype)
     if not isinstance(model, BaichuanAudioForCausalLM):
         raise ValueError(f"{folder} holds a {type(model).__name__}, not a Baichuan-Audio model.")
     return model.to(target), AutoProcessor.from_pretrained(folder)

@@ -11,10 +11,9 @@ import yaml
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .cli_common import Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, one_line_errors
+from .cli_common import Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, named_dtype, one_line_errors
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .conversion import build_checkpoint, convert_checkpoint, default_checkpoint, find_checkpoint
-from .conversion.convert import DTYPES
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 
 
@@ -47,15 +46,14 @@ def convert(
 ) -> None:
     """Convert an original checkpoint, or add a vocoder to a converted one."""
     with one_line_errors():
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"--dtype must be {', '.join(DTYPES)}, got {dtype}.")
+        torch_dtype = named_dtype(dtype)
         with tqdm(unit="B", unit_scale=True, desc="converting", leave=False, disable=not sys.stderr.isatty()) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            report = convert_checkpoint(checkpoint, output, hift, None if dtype is None else DTYPES[dtype], progress)
+            report = convert_checkpoint(checkpoint, output, hift, torch_dtype, progress)
         typer.echo(
             f"{output}: {report.tensors} tensors, {report.total_bytes / 1e9:.2f} GB in {len(report.shards)} files; "
             f"{report.dropped} unused tensors dropped, {report.vision} vision tensors ignored."
@@ -76,10 +74,9 @@ def build(
 ) -> None:
     """Start a new speech model from a language model and a Whisper encoder."""
     with one_line_errors():
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"--dtype must be {', '.join(DTYPES)}, got {dtype}.")
+        torch_dtype = named_dtype(dtype)
         overrides = None if config is None else read_yaml(config)
-        report = build_checkpoint(llm, encoder, output, overrides, vocoder, seed, None if dtype is None else DTYPES[dtype])
+        report = build_checkpoint(llm, encoder, output, overrides, vocoder, seed, torch_dtype)
         typer.echo(
             f"{output}: {report.parameters:,} parameters; {report.llm_tensors} tensors from the language model, "
             f"{report.encoder_tensors} from the encoder, {report.new_tensors} new; vocabulary {report.vocab_size}."

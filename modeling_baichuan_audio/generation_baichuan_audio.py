@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
 
-from .generation_reply import ReplyRow, ReplyRules, ReplySampler, ReplyStepper, SamplingSettings
+from .generation_reply import ReplyRow, ReplyRules, ReplySampler, ReplyStepper, SamplingSettings, penalised
 from .modeling_common import draw_seeds
 
 
@@ -89,7 +89,7 @@ class PaddedRepetitionPenalty(LogitsProcessor):
         counted = torch.ones_like(input_ids, dtype=torch.bool)
         counted[:, : self.prompt_mask.shape[1]] = self.prompt_mask
         seen = torch.zeros_like(scores).scatter_add(1, input_ids, counted.to(scores.dtype)) > 0
-        return torch.where(seen, torch.where(scores < 0, scores * self.penalty, scores / self.penalty), scores)
+        return penalised(scores, seen, self.penalty)
 
 
 def join_waveforms(pieces: list[torch.Tensor], sampling_rate: int) -> torch.Tensor:

@@ -35,6 +35,11 @@ class SamplingSettings:
         return cls(**{name: neutral[name] if value is None else value for name, value in values.items()})
 
 
+def penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float | torch.Tensor) -> torch.Tensor:
+    """Repetition penalty (arXiv 1909.05858): scores (rows, classes) of the classes `seen` (bool) moved away from being chosen."""
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
 def choose_tokens(
     logits: torch.Tensor,
     settings: list[SamplingSettings],
@@ -48,7 +53,7 @@ def choose_tokens(
     Args:
         logits (`(rows, classes)`): -inf where a class is not allowed.
         settings: one per row.
-        seen (`(rows, classes)`, bool): classes that the repetition penalty applies to (arXiv 1909.05858).
+        seen (`(rows, classes)`, bool): classes that the repetition penalty applies to.
         uniforms (`(rows,)`): draws in [0, 1), one per row, turned into tokens by the inverse of the cumulative distribution.
 
     Returns:
@@ -58,8 +63,7 @@ def choose_tokens(
     def column(name):
         return torch.tensor([getattr(row, name) for row in settings], device=logits.device, dtype=torch.float32)[:, None]
 
-    logits, penalty = logits.float(), column("repetition_penalty")
-    logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    logits = penalised(logits.float(), seen, column("repetition_penalty"))
     if not do_sample:
         return logits.argmax(-1)
     largest = max(row.top_k for row in settings) if all(row.top_k for row in settings) else logits.shape[-1]

@@ -201,7 +201,7 @@ class BaichuanAudioProcessor(ProcessorMixin):
         rate = kwargs.pop("sampling_rate", None)
         nested = dict(kwargs.pop("audio_kwargs", None) or {})
         rate = nested.pop("sampling_rate", rate)
-        single = isinstance(audio, (np.ndarray, dict)) or self.feature_extractor._is_one_audio(audio)
+        single = self.feature_extractor._is_one_audio(audio)
         audio = [self._read_audio(item, rate) for item in ([audio] if single else audio)]
         self._check_placeholders(prompts, len(audio), kwargs)
         inputs = super().__call__(text=list(prompts), audio=audio, audio_kwargs=nested, **kwargs)
@@ -300,7 +300,7 @@ class BaichuanAudioProcessor(ProcessorMixin):
             audio: one audio or a list; see `__call__`.
             prompt (`str`): the instruction before the audio; the original's by default.
         """
-        single = isinstance(audio, (np.ndarray, dict)) or self.feature_extractor._is_one_audio(audio)
+        single = self.feature_extractor._is_one_audio(audio)
         audio = [audio] if single else list(audio)
         text = prompt + SPECIAL_TOKENS["audio_start"] + self.audio_token + SPECIAL_TOKENS["audio_end"]
         return self(text=[text] * len(audio), audio=audio, **kwargs)
