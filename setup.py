@@ -6,8 +6,10 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 NAME = "modeling_baichuan_audio"
 # One import name. These folders lie beside the package in the repository and inside it once installed.
-PARTS = ["processors", "conversion", "training"]
-TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
+PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation", "miniature"]
+EVAL = ["rapidfuzz>=3"]
+PLOT = ["matplotlib>=3.8"]
+TEST = [*EVAL, *PLOT, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
 
 setup(
     name="baichuan-audio",
@@ -19,8 +21,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[NAME, *(f"{NAME}.{part}" for part in PARTS)],
-    package_dir={NAME: NAME, **{f"{NAME}.{part}": part for part in PARTS}},
-    package_data={f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml"]},
+    package_dir={NAME: NAME, **{f"{NAME}.{part}": part.replace(".", "/") for part in PARTS}},
+    package_data={
+        f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml"],
+        f"{NAME}.evaluation": ["judges.txt"],
+        f"{NAME}.miniature": ["*.safetensors", "*.json", "*.jinja", "*.md"],
+    },
     install_requires=[
         "transformers>=5.20,<6",
         "torch>=2.6",
@@ -36,7 +42,9 @@ setup(
         "typer>=0.12",
     ],
     extras_require={
-        "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18", "tensorboard>=2.16"],
+        "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18", "praat-parselmouth>=0.4.5", "tensorboard>=2.16"],
+        "eval": EVAL,
+        "plot": PLOT,
         "test": TEST,
         "demo": ["gradio>=5"],
     },

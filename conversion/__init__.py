@@ -2,7 +2,7 @@
 
 from .build import BuildReport, build_checkpoint
 from .convert import ConversionReport, convert_checkpoint, find_checkpoint
-from .tiny import default_checkpoint, make_tiny_checkpoint, tiny_config, tiny_model, tiny_processor, tiny_tokenizer
+from .tiny import make_tiny_checkpoint, tiny_config, tiny_model, tiny_processor, tiny_tokenizer, untrained_checkpoint
 from .vocoder import convert_vocoder, fold_weight_norm, read_vocoder_file
 
 
@@ -12,7 +12,6 @@ __all__ = [
     "ConversionReport",
     "convert_checkpoint",
     "convert_vocoder",
-    "default_checkpoint",
     "find_checkpoint",
     "fold_weight_norm",
     "make_tiny_checkpoint",
@@ -21,4 +20,5 @@ __all__ = [
     "tiny_model",
     "tiny_processor",
     "tiny_tokenizer",
+    "untrained_checkpoint",
 ]

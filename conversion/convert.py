@@ -21,10 +21,16 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_baichuan_audio import BaichuanAudioConfig
 from ..generation_baichuan_audio import set_generation_defaults
+from ..miniature import FOLDER as MINIATURE
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..original_format import DROPPED_KEYS, KEY_RENAMES, KEY_SPLITS, ORIGINAL_MODEL_TYPE, VISION_KEYS
 from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
+from .tiny import untrained_checkpoint
 from .vocoder import convert_vocoder, read_vocoder_file
+
+
+# Checkpoints that have a name of their own -> what finds their folder.
+BY_NAME = {"miniature": lambda: MINIATURE, "untrained": untrained_checkpoint}
 
 
 _DTYPE_NAMES = {
@@ -76,16 +82,20 @@ class ConversionReport:
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
-    """A folder, or the local copy of a Hub repository.
+    """
+    A folder, "miniature" for the trained checkpoint that the package carries, "untrained" for the tiny one that is made on this
+    machine, or the local copy of a Hub repository.
 
     Raises:
         ValueError: neither exists.
     """
+    if checkpoint in BY_NAME:  # a folder of such a name is ./miniature
+        return BY_NAME[checkpoint]()
     folder = Path(checkpoint)
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(checkpoint).count("/") != 1:
-        raise ValueError(f"Checkpoint {checkpoint} is neither a folder nor a Hub repository.")
+        raise ValueError(f"Checkpoint {checkpoint} is neither a folder nor {' nor '.join(BY_NAME)} nor a Hub repository.")
     try:
         return Path(snapshot_download(str(checkpoint)))
     except Exception as error:  # many kinds: offline, not found, gated
@@ -259,7 +269,7 @@ def _save_companions(source: Path, target: Path, config: BaichuanAudioConfig) ->
     if (source / "tokenizer_config.json").is_file():
         processor = BaichuanAudioProcessor.from_pretrained(source)
         processor.save_pretrained(target)
-        if not generation.audio_switch_token_ids:
+        if generation.audio_switch_token_ids is None:
             generation.audio_switch_token_ids = processor.audio_switch_token_ids()
         if generation.eos_token_id is None:
             generation.eos_token_id = processor.tokenizer.eos_token_id

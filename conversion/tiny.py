@@ -112,7 +112,7 @@ def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-def default_checkpoint() -> Path:
+def untrained_checkpoint() -> Path:
     """The untrained checkpoint in the user's cache folder, made there once."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "baichuan-audio" / f"untrained-{TINY_VERSION}"

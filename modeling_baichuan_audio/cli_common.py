@@ -2,7 +2,7 @@
 
 import math
 from contextlib import contextmanager
-from typing import Annotated, Optional
+from typing import Annotated
 
 import torch
 import typer
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from transformers.utils import logging
 
 from .configuration_baichuan_audio import BaichuanAudioConfig
-from .conversion import default_checkpoint, find_checkpoint
+from .conversion import find_checkpoint
 from .conversion.convert import DTYPES
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 
@@ -23,8 +23,8 @@ app = typer.Typer(
 )
 
 Checkpoint = Annotated[
-    Optional[str],
-    typer.Option("--checkpoint", "-c", help="Folder or Hub id. Without one: a small untrained checkpoint, made on this machine."),
+    str,
+    typer.Option("--checkpoint", "-c", help='Folder, Hub id, "miniature" (comes with the package) or "untrained".'),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps", ...')]
@@ -62,18 +62,19 @@ def named_dtype(name: str | None, *others: str) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def load(checkpoint: str | None, device: str, dtype: str) -> tuple[BaichuanAudioForCausalLM, object]:
-    """Model and processor; says plainly when the untrained stand-in is used."""
+_NOTICES = {
+    "miniature": "Using the miniature checkpoint: small English questions and sentences only; name another one with --checkpoint.",
+    "untrained": "Using the small UNTRAINED checkpoint: what it says means nothing.",
+}
+
+
+def load(checkpoint: str, device: str, dtype: str) -> tuple[BaichuanAudioForCausalLM, object]:
+    """Model and processor; says plainly what a checkpoint without a folder of its own is."""
     target = resolve_device(device)
     torch_dtype = "auto" if dtype == "auto" else named_dtype(dtype, "auto")
-    if checkpoint is None:
-        checkpoint = default_checkpoint()
-        typer.echo(
-            f"No checkpoint named: using the small UNTRAINED one in {checkpoint}. What it says means nothing; "
-            "name a real one with --checkpoint.",
-            err=True,
-        )
     folder = find_checkpoint(checkpoint)
+    if checkpoint in _NOTICES:
+        typer.echo(_NOTICES[checkpoint], err=True)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is not a checkpoint.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype)

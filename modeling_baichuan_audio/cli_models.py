@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .cli_common import Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, named_dtype, one_line_errors
 from .configuration_baichuan_audio import BaichuanAudioConfig
-from .conversion import build_checkpoint, convert_checkpoint, default_checkpoint, find_checkpoint
+from .conversion import build_checkpoint, convert_checkpoint, find_checkpoint
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 
 
@@ -142,11 +142,11 @@ def train(
 
 @app.command()
 def info(
-    checkpoint: Annotated[Optional[str], typer.Argument(help="Folder or Hub id; the untrained one by default.")] = None,
+    checkpoint: Annotated[str, typer.Argument(help='Folder, Hub id, "miniature" or "untrained".')] = "miniature",
 ) -> None:
     """Say what a checkpoint holds, from its config alone."""
     with one_line_errors():
-        folder = default_checkpoint() if checkpoint is None else find_checkpoint(checkpoint)
+        folder = find_checkpoint(checkpoint)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json: it is not a checkpoint.")
         config = BaichuanAudioConfig.from_pretrained(folder)

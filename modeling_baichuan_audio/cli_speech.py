@@ -11,6 +11,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from .cli_common import Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, one_line_errors
 from .configuration_baichuan_audio import BaichuanAudioConfig
+from .generation_baichuan_audio import REPLY_DEFAULTS
 from .mel_spectrogram import vocoder_log_mel
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 from .processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT
@@ -84,7 +85,7 @@ def reply(
     output: Output = Path("answer.wav"),
     text: Annotated[Optional[str], typer.Option(help="Question in writing, instead of or after the recording.")] = None,
     system: Annotated[str, typer.Option(help="System prompt; it also chooses the voice.")] = DEFAULT_VOICE_PROMPT,
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "miniature",
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -107,7 +108,9 @@ def reply(
         inputs = processor.apply_chat_template(
             conversation, tokenize=True, return_dict=True, add_generation_prompt=True, speech=True
         )
-        switch = model.generation_config.audio_switch_token_ids or processor.audio_switch_token_ids()
+        switch = model.generation_config.audio_switch_token_ids
+        if switch is None:  # an original folder does not say
+            switch = processor.audio_switch_token_ids()
         result = generate(
             model, inputs, max_new_tokens, greedy, generation_mode="audio", seed=seed, audio_switch_token_ids=switch
         )
@@ -118,7 +121,7 @@ def reply(
 @app.command()
 def transcribe(
     recordings: Annotated[list[Path], typer.Argument(help="Recordings, any rate, channels and length.")],
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "miniature",
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = None,
@@ -140,7 +143,7 @@ def transcribe(
 def speak(
     text: Annotated[str, typer.Argument(help="What to say.")],
     output: Output = Path("speech.wav"),
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "miniature",
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -155,8 +158,9 @@ def speak(
         model, processor = load(checkpoint, device, dtype)
         model.require_vocoder()
         inputs = processor.apply_tts_request(text)
-        # The original allows 700 frames a piece here; the untrained stand-in sets a shorter limit of its own.
-        limit = max_audio_frames or (700 if checkpoint else model.generation_config.max_audio_frames)
+        # The original allows 700 frames a piece here and 500 in dialogue; a checkpoint with a limit of its own keeps to it.
+        own = model.generation_config.max_audio_frames
+        limit = max_audio_frames or (700 if own == REPLY_DEFAULTS["max_audio_frames"] else own)
         pieces = 1 + len(inputs["forced_text_ids"][0])
         budget = pieces * (limit + 2) + sum(map(len, inputs["forced_text_ids"][0]))
         result = generate(model, inputs, budget, greedy, generation_mode="audio", seed=seed, max_audio_frames=limit)
@@ -167,7 +171,7 @@ def speak(
 def resynthesize(
     recording: Annotated[Path, typer.Argument(help="Recording, any rate, channels and length.")],
     output: Output = Path("resynthesized.wav"),
-    checkpoint: Checkpoint = None,
+    checkpoint: Checkpoint = "miniature",
     num_codebooks: Annotated[Optional[int], typer.Option(min=1, help="Decode from the first codebooks only.")] = None,
     num_steps: Annotated[Optional[int], typer.Option(min=1, help="Flow-matching steps.")] = None,
     guidance: Annotated[Optional[float], typer.Option(min=0.0, help="Flow-matching guidance.")] = None,

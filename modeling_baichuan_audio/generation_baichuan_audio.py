@@ -41,8 +41,9 @@ REPLY_DEFAULTS = {
     # Limits of one piece: audio frames (80 ms each), and text tokens before a switch to audio.
     "max_audio_frames": 500,
     "max_text_tokens": 50,
-    # Text tokens (punctuation) after which the reply switches to audio; `BaichuanAudioProcessor.audio_switch_token_ids`.
-    "audio_switch_token_ids": [],
+    # Text tokens (punctuation) after which the reply switches to audio; `BaichuanAudioProcessor.audio_switch_token_ids`. None of them,
+    # where a checkpoint says so with an empty list or does not say.
+    "audio_switch_token_ids": None,
 }
 CROSS_FADE_SECONDS = 0.01
 

@@ -172,10 +172,11 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, EuclideanCodebook):
-            # The bridge ends in a layer norm: unit-variance entries are on its scale.
+            # The bridge ends in a layer norm: unit-variance entries are on its scale. Nothing is assigned to them yet, so training
+            # begins by moving them to vectors of its first batches.
             init.normal_(module.embed)
-            init.copy_(module.embed_avg, module.embed)
-            init.ones_(module.cluster_size)
+            init.zeros_(module.cluster_size)
+            init.zeros_(module.embed_avg)
 
     def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> BaichuanAudioEncoderOutput:
         """

@@ -36,6 +36,8 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [*DROPPED_KEYS, VISION_KEYS]
+    # Running sums that follow from the entries and their counts: a checkpoint may leave them out.
+    _keys_to_ignore_on_load_missing = [r"\.codebooks\.\d+\.embed_avg$"]
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)

@@ -351,6 +351,9 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         Log-mel -> waveform, and with target waveforms the losses.
 
         Through the source signal the F0 predictor gets a gradient only at frames it calls voiced; `f0_labels` train it everywhere.
+        In training mode `f0_labels` also drive the source signal (teacher forcing): voicing and phase follow the true pitch while the
+        predictor is still wrong, and the two learn independently of each other, the predictor from `f0_loss` alone. In evaluation mode
+        the source follows the predicted F0, so that the losses are of what generation gives.
 
         Args:
             mel (`(batch, frames, num_mel_bins)`): natural-log mel at 50 Hz.
@@ -358,7 +361,8 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
             seed (`int` or one per clip, *optional*): of source phases and noise; from torch's global generator by default.
             source (`(batch, frames * hop_length)`, *optional*): source signal, instead of making it from F0.
             labels (`(batch, frames * hop_length)`, *optional*): target waveforms; what lies past a clip's end is ignored.
-            f0_labels (`(batch, frames)`, *optional*, with `labels`): target F0 in Hz, 0 where unvoiced.
+            f0_labels (`(batch, frames)`, *optional*, with `labels`): target F0 in Hz, 0 where unvoiced; see above. What lies past a
+                clip's end is ignored.
             num_items_in_batch (*optional*): valid frames of all batches whose gradients are accumulated; of this batch by default.
 
         Raises:
@@ -374,13 +378,16 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         if lengths is None:
             lengths = torch.full((batch,), frames, device=mel.device)
         mel = _masked(mel.float().transpose(1, 2), lengths)
-        f0 = self.f0_predictor(mel, lengths)
-        if source is None:
-            source = self.source(f0, *self.source.draw(draw_seeds(seed, batch), lengths * config.hop_length, samples))
         if labels is not None:
             check_waveform_labels(labels, lengths, samples, config.hop_length)
-        if f0_labels is not None and (labels is None or tuple(f0_labels.shape) != (batch, frames)):
-            raise ValueError(f"`f0_labels` must be {(batch, frames)} and come with `labels`, got {tuple(f0_labels.shape)}.")
+        if f0_labels is not None:
+            if labels is None or tuple(f0_labels.shape) != (batch, frames):
+                raise ValueError(f"`f0_labels` must be {(batch, frames)} and come with `labels`, got {tuple(f0_labels.shape)}.")
+            f0_labels = f0_labels.float().masked_fill(~length_mask(lengths, frames), 0.0)
+        f0 = self.f0_predictor(mel, lengths)
+        if source is None:
+            pitch = f0_labels if self.training and f0_labels is not None else f0
+            source = self.source(pitch, *self.source.draw(draw_seeds(seed, batch), lengths * config.hop_length, samples))
         waveform = self.decode(mel, source, lengths)
         losses = {}
         if labels is not None:
@@ -389,8 +396,7 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
             loss = config.mel_loss_weight * mel_loss + config.stft_loss_weight * stft_loss
             losses = {"loss": loss, "mel_loss": mel_loss, "stft_loss": stft_loss}
         if f0_labels is not None:
-            distance = (f0 - f0_labels.float()).abs().masked_fill(~length_mask(lengths, frames), 0.0)
-            losses["f0_loss"] = distance.sum() / items
+            losses["f0_loss"] = (f0 - f0_labels).abs().sum() / items  # both are zero past the end
             losses["loss"] = loss + config.f0_loss_weight * losses["f0_loss"]
         return BaichuanAudioVocoderOutput(**losses, waveform=waveform, waveform_lengths=lengths * config.hop_length, f0=f0)
 

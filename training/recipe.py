@@ -60,11 +60,12 @@ class Recipe:
     """
     Args:
         stage: "stage1", "stage2", "sft", "lora", "tokenizer", "flow_matching" or "vocoder".
-        model: checkpoint to start from ("untrained" for the small one that is made on this machine).
+        model: checkpoint to start from; also "miniature" or "untrained", see `conversion.find_checkpoint`.
         output: folder for checkpoints, metrics and the result.
         dtype: of the weights in training, "float32" or "bfloat16"; `training: {bf16: true}` computes in bfloat16 with float32 weights.
         loss: options of the stage's loss; `audio_frames` (LLM stages) takes the audio loss over that many frames of a batch.
         training: any argument of `transformers.TrainingArguments`.
+        freeze: beginnings of parameter names that stay as they are although the stage trains them.
         seed: of initialisation, data order and every draw.
     """
 
@@ -77,6 +78,7 @@ class Recipe:
     samples: SampleRecipe = field(default_factory=SampleRecipe)
     training: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    freeze: list[str] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self):
@@ -90,6 +92,10 @@ class Recipe:
         for name in ("model", "output"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ValueError(f"`{name}` must name a folder, got {getattr(self, name)!r}.")
+        if not isinstance(self.freeze, list) or not all(isinstance(name, str) and name for name in self.freeze):
+            raise ValueError(f"`freeze` must be a list of beginnings of parameter names, got {self.freeze!r}.")
+        if self.freeze and self.stage == "lora":
+            raise ValueError("`freeze` is for the stages that train whole parameters, not for lora.")
         if not self.data.train:
             raise ValueError("`data.train` must name the training data.")
         if self.dtype not in ("float32", "bfloat16"):

@@ -6,13 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from ..conversion import default_checkpoint, find_checkpoint
+from ..conversion import find_checkpoint
 from .datasets import LengthGroupedSampler, RowReader, SpeechDataset, SpeechStream
 from .recipe import LLM_STAGES, Recipe
 from .row_sources import load_rows
@@ -39,6 +40,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "use_cpu": not torch.accelerator.is_available(),  # unless told so, it refuses `bf16` there
     }
     values = defaults | recipe.training
     if "activation_checkpointing" not in {item.name for item in fields(TrainingArguments)}:  # the older name of the same
@@ -111,7 +113,7 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
     output = Path(recipe.output)
 
     # 2. The model.
-    folder = default_checkpoint() if recipe.model == "untrained" else find_checkpoint(recipe.model)
+    folder = find_checkpoint(recipe.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=recipe.dtype)
     processor = AutoProcessor.from_pretrained(folder)
 
@@ -124,7 +126,7 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
             lora_config(model, settings.target, settings.rank, settings.alpha, settings.dropout, settings.modules_to_save),
         )
     else:
-        apply_stage(model, recipe.stage)
+        apply_stage(model, recipe.stage, recipe.freeze)
     task = make_task(model, processor, recipe, module, sharded)
     trained = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
 

@@ -4,6 +4,7 @@ Stages 1 and 2 and supervised fine-tuning are the paper's (section 3.2); the oth
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft import LoraConfig
@@ -37,26 +38,31 @@ LORA_TARGETS = ("backbone", "audio_head", "both")
 LORA_MODULES_TO_SAVE = ("audio_embed_layers", "audio_head", "lm_head", "embed_tokens")
 
 
-def apply_stage(model: BaichuanAudioForCausalLM, stage: str) -> list[str]:
+def apply_stage(model: BaichuanAudioForCausalLM, stage: str, freeze: Sequence[str] = ()) -> list[str]:
     """
     Freezes everything but the stage's parameters.
 
     Args:
         stage: one of `STAGES`.
+        freeze: beginnings of parameter names that stay as they are all the same, such as `"model.audio_tokenizer.encoder."`.
 
     Returns:
         Names of the parameters that train.
 
     Raises:
-        ValueError: an unknown stage, or one whose part the checkpoint lacks.
+        ValueError: an unknown stage, one whose part the checkpoint lacks, or a name to freeze that no parameter has.
     """
     if stage not in STAGES:
         raise ValueError(f"Stage must be one of {', '.join(STAGES)} (or lora), got {stage!r}.")
     chosen = STAGES[stage]
+    idle = [start for start in freeze if not any(name.startswith(start) for name, _ in model.named_parameters())]
+    if idle:
+        raise ValueError(f"Nothing to freeze is called {', '.join(idle)}; parameter names begin with one of the model's parts.")
     kept = {id(model.get_input_embeddings().weight), id(model.lm_head.weight)} if chosen.keeps_text_embeddings else set()
     trained = []
     for name, parameter in model.named_parameters():
         trains = any(re.search(pattern, name) for pattern in chosen.patterns) and id(parameter) not in kept
+        trains = trains and not name.startswith(tuple(freeze))
         parameter.requires_grad_(trains)
         if trains:
             trained.append(name)

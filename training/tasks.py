@@ -16,6 +16,7 @@ from .collators import SpeechCollator
 from .flow_training import flow_targets
 from .layouts import LayoutBuilder, TokenIds
 from .mel_targets import tokenizer_mel_targets
+from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
 from .tokenizer_training import FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
@@ -262,22 +263,27 @@ class FlowMatchingTask(Task):
 
 
 class VocoderTask(Task):
-    """The vocoder on segments of real speech and their mel; `adversarial` adds the discriminators."""
+    """The vocoder on segments of real speech and their mel; `adversarial` adds the discriminators, `pitch` F0 targets."""
 
-    loss_options = ("segment_frames", "adversarial", "period_width", "spectrogram_width")
+    loss_options = ("segment_frames", "pitch", "adversarial", "period_width", "spectrogram_width")
 
     def __init__(self, model, processor, recipe):
         if model.vocoder is None:
             raise ValueError("Stage vocoder needs a checkpoint with a vocoder.")
         self.sampling_rate = model.config.vocoder_config.sampling_rate
         super().__init__(model, processor, recipe)
-        options = {name: self.options[name] for name in self.loss_options[1:] if name in self.options}
+        pitch, config = self.options.get("pitch", False), model.config.vocoder_config
+        if not isinstance(pitch, bool):
+            raise ValueError(f"`loss.pitch` must be true or false, got {pitch!r}.")
+        self.pitch = PitchTracks(config.sampling_rate, config.hop_length) if pitch else None
+        options = {name: self.options[name] for name in self.loss_options[2:] if name in self.options}
         self.module = VocoderTrainingModule(model.vocoder, **options)
 
     def collate(self, rows):
         clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
         longest, hop = self.options.get("segment_frames", 50), self.model.config.vocoder_config.hop_length
-        return {"clips": clips, "lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips])}
+        batch = {"clips": clips, "lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips])}
+        return batch if self.pitch is None else batch | {"pitch": [self.pitch(clip) for clip in clips]}
 
     def count_targets(self, batch):
         return batch["lengths"].sum()[None]
@@ -286,13 +292,17 @@ class VocoderTask(Task):
         # Drawn here and not in `collate`, which runs ahead of the steps: a resumed run must draw the same segments.
         config, device = self.model.config.vocoder_config, batch["lengths"].device
         pairs = zip(batch["clips"], batch["lengths"].tolist())
-        mels, waveforms = zip(*(vocoder_segment(clip.cpu(), frames, config) for clip, frames in pairs))
-        return {
+        mels, waveforms, starts = zip(*(vocoder_segment(clip.cpu(), frames, config) for clip, frames in pairs))
+        inputs = {
             "mel": nn.utils.rnn.pad_sequence(mels, batch_first=True).to(device),
             "labels": nn.utils.rnn.pad_sequence(waveforms, batch_first=True).to(device),
             "lengths": batch["lengths"],
             "num_items_in_batch": None if counts is None else counts[0],
         }
+        if self.pitch is not None:
+            tracks = [track[start : start + len(mel)] for track, start, mel in zip(batch["pitch"], starts, mels)]
+            inputs["f0_labels"] = nn.utils.rnn.pad_sequence(tracks, batch_first=True).to(device)
+        return inputs
 
     def loss(self, outputs):
         # The two reach different parameters, so one backward pass serves both.

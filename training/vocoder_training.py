@@ -143,7 +143,7 @@ def vocoder_segment(
     frames: int,
     config: BaichuanAudioVocoderConfig | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, int]:
     """
     A random segment to train on: mel frames cut from the whole clip's log-mel, so that its edges see real sound, and their samples.
 
@@ -154,7 +154,8 @@ def vocoder_segment(
         generator (`torch.Generator`, *optional*): draws the start; torch's global one by default.
 
     Returns:
-        mel (`(n, num_mel_bins)`) and waveform (`(n * hop_length,)`), float32, n = min(frames, frames of the clip).
+        mel (`(n, num_mel_bins)`) and waveform (`(n * hop_length,)`), float32, n = min(frames, frames of the clip), and the clip's
+        frame that they begin with.
 
     Raises:
         ValueError: not a waveform, or no frames asked for.
@@ -169,4 +170,4 @@ def vocoder_segment(
     mel = vocoder_log_mel(waveform[None], config.sampling_rate, hop, n_fft=4 * hop, num_mel_bins=config.num_mel_bins)[0]
     count = min(frames, len(mel))
     start = int(torch.randint(len(mel) - count + 1, (), generator=generator))
-    return mel[start : start + count], waveform[start * hop : (start + count) * hop].float()
+    return mel[start : start + count], waveform[start * hop : (start + count) * hop].float(), start

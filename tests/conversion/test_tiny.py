@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from modeling_baichuan_audio.conversion import default_checkpoint, make_tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer
+from modeling_baichuan_audio.conversion import make_tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer, untrained_checkpoint
 from modeling_baichuan_audio.processors.processing_baichuan_audio import SPECIAL_TOKENS
 
 
@@ -88,28 +88,28 @@ def test_checkpoint_replaces_an_older_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"], "temporary files were left"
 
 
-def test_default_checkpoint_is_made_once(tmp_path, monkeypatch):
+def test_untrained_checkpoint_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = default_checkpoint()
+    folder = untrained_checkpoint()
     assert folder.is_relative_to(tmp_path / "cache" / "baichuan-audio")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert default_checkpoint() == folder
+    assert untrained_checkpoint() == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert AutoModelForCausalLM.from_pretrained(folder).vocoder is not None
 
 
 @pytest.mark.parametrize("value", ["", None])
-def test_default_checkpoint_without_xdg_cache_home(tmp_path, monkeypatch, value):
+def test_untrained_checkpoint_without_xdg_cache_home(tmp_path, monkeypatch, value):
     monkeypatch.setenv("HOME", str(tmp_path))
     if value is None:
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert default_checkpoint().is_relative_to(tmp_path / ".cache" / "baichuan-audio")
+    assert untrained_checkpoint().is_relative_to(tmp_path / ".cache" / "baichuan-audio")
 
 
-def test_half_made_default_checkpoint_is_made_again(tmp_path, monkeypatch):
+def test_half_made_untrained_checkpoint_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = default_checkpoint()
+    folder = untrained_checkpoint()
     (folder / "config.json").unlink()
-    assert (default_checkpoint() / "config.json").is_file()
+    assert (untrained_checkpoint() / "config.json").is_file()

@@ -62,9 +62,12 @@ def test_one_step_of_every_recipe(stage, train_file, tiny_folder, tmp_path):
     assert bool(changed & buffers) == (stage == "tokenizer"), "only tokenizer training moves the codebooks"
 
 
-@pytest.mark.parametrize("stage", ["stage1", "lora", "tokenizer", "flow_matching", "vocoder"])
-def test_a_resumed_run_equals_an_uninterrupted_one(stage, train_file, tiny_folder, tmp_path):
-    changes = ["training.max_steps=4", "training.save_steps=2", "samples.every=0"]
+@pytest.mark.parametrize(
+    ("stage", "extra"),
+    [("stage1", []), ("lora", []), ("tokenizer", []), ("flow_matching", []), ("vocoder", ["loss.pitch=true"])],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(stage, extra, train_file, tiny_folder, tmp_path):
+    changes = ["training.max_steps=4", "training.save_steps=2", "samples.every=0", *extra]
     run(f"tiny/{stage}", train_file, tiny_folder, tmp_path / "whole", *changes)
     (tmp_path / "cut").mkdir()
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
@@ -73,8 +76,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stage, train_file, tiny_folde
         {entry["step"]: entry for entry in logged(tmp_path / name) if "grad_norm" in entry} for name in ("whole", "cut")
     )
     assert sorted(whole) == [1, 2, 3, 4] and sorted(cut) == [3, 4]
+    assert ("f0_loss" in whole[3]) == (stage == "vocoder")
     for step in (3, 4):
-        assert cut[step]["loss"] == pytest.approx(whole[step]["loss"], rel=1e-5)
+        for key in ("loss", *(key for key in whole[step] if key == "f0_loss")):
+            assert cut[step][key] == pytest.approx(whole[step][key], rel=1e-5), key
     weights = [next((tmp_path / name / "final").glob("*.safetensors")) for name in ("whole", "cut")]
     ours, theirs = map(load_file, weights)
     for name, tensor in ours.items():
@@ -117,6 +122,7 @@ def test_streamed_rows_and_evaluation(train_file, tiny_folder, tmp_path):
         ("tiny/nothing", [], "does not exist; the package has"),
         ("tiny/sft", ["data.train=nowhere.jsonl"], "nowhere.jsonl"),
         ("tiny/sft", ["loss.speed=3"], "loss options"),
+        ("tiny/vocoder", ["loss.pitch=3"], "`loss.pitch` must be true or false"),
         ("tiny/sft", ["samples.texts=[]"], "samples.texts"),
         ("tiny/sft", ["data.max_tokens=3"], "None of the"),
         ("tiny/sft", ["data.on_error=raise"], "nowhere.wav"),

@@ -1,0 +1,1 @@
+"""Evaluation of the miniature by models from outside: docs/evaluation.md."""

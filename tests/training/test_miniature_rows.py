@@ -1,0 +1,175 @@
+"""From a manifest to training rows, and from trained parts to the released folder; speech is replaced by short noise."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from modeling_baichuan_audio.conversion import make_tiny_checkpoint
+from modeling_baichuan_audio.training.miniature.assemble import assemble, embed_codebooks
+from modeling_baichuan_audio.training.miniature.corpus import read_manifest, write_manifest
+from modeling_baichuan_audio.training.miniature.curves import draw, read_curves
+from modeling_baichuan_audio.training.miniature.plan import Plan, make_plan
+from modeling_baichuan_audio.training.miniature.rows import write_rows
+from modeling_baichuan_audio.training.miniature.sentences import questions
+from modeling_baichuan_audio.training.miniature.start import train_tokenizer
+from modeling_baichuan_audio.training.rows import parse_row
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Some clips of every kind and split, as noise of half a second; the others are still missing."""
+    folder, rng, seen = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), {}
+    clips = make_plan(Plan(test=4, valid=2, own=30, varied=4, voices=3))
+    asked = {clip.answer for clip in clips if clip.kind == "question"}
+    for clip in clips:
+        key = (clip.split, clip.kind)
+        seen[key] = seen.get(key, 0) + 1
+        if clip.kind in ("sentence", "piece") or clip.kind == "question" or clip.text in asked:
+            path = folder / clip.path
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, rng.normal(size=12_000).astype(np.float32) * 0.1, 24_000)
+    write_manifest([clip.entry() for clip in clips], folder)
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_manifest_describes_what_is_there(corpus):
+    entries = read_manifest(corpus)
+    assert {path.relative_to(corpus).as_posix() for path in corpus.rglob("*.wav")} == {entry["path"] for entry in entries}
+    assert all(entry["duration"] == 0.5 and len(entry["sha256"]) == 64 for entry in entries)
+    assert len({entry["sha256"] for entry in entries}) == len(entries)
+    before = (corpus / "manifest.jsonl").read_bytes()
+    write_manifest([{k: v for k, v in entry.items() if k not in ("duration", "sha256")} for entry in entries], corpus)
+    assert (corpus / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_folder_without_a_corpus_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no manifest.jsonl"):
+        write_rows(tmp_path)
+
+
+def test_written_rows_need_no_codes_and_hold_nothing_back(corpus):
+    target = write_rows(corpus)
+    audio, texts = lines(target / "audio.jsonl"), lines(target / "text.jsonl")
+    held_out = {entry["path"] for entry in read_manifest(corpus) if entry["split"].startswith("test")}
+    named = {row["segments"][0]["audio"].removeprefix("../") for row in audio + lines(target / "audio-valid.jsonl")}
+    assert held_out and named and not named & held_out
+    asked = {row["messages"][0]["content"] for row in texts}
+    assert "What is the capital of France?" in asked
+    assert not asked & {line.text for line in questions() if line.held_out}
+    assert all((target / row["segments"][0]["audio"]).resolve().is_file() for row in audio)
+
+
+def test_spoken_rows_parse_and_end_in_speech(corpus, tiny_folder):
+    target = write_rows(corpus, str(tiny_folder))
+    speech, chat = lines(target / "speech.jsonl"), lines(target / "chat.jsonl")
+    for row in speech + chat:
+        parse_row(row)
+    assert {"asr", "tts", "itts", "chat"} <= {row["task"] for row in speech}
+    spoken = [row for row in chat if row.get("speech")]
+    assert spoken and all([part["type"] for part in row["messages"][-1]["content"]] == ["text", "audio"] for row in spoken)
+    heard = [row for row in chat if row["task"] == "chat" and not isinstance(row["messages"][-2]["content"], str)]
+    assert heard and all(len(row["messages"][-2]["content"][0]["audio_codes"]) == 8 for row in heard)
+
+
+def test_rows_are_reproducible(corpus):
+    first = (write_rows(corpus) / "text.jsonl").read_bytes()
+    assert (write_rows(corpus) / "text.jsonl").read_bytes() == first
+    assert (write_rows(corpus, seed=1) / "text.jsonl").read_bytes() != first
+
+
+def test_tokenizer_reads_the_domain_back():
+    tokenizer = train_tokenizer()
+    text = "What is the capital of Mexico? It is a quarter past seven, C, A, T."
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("The capital of France is Paris.")["input_ids"]) <= 10
+    assert len(tokenizer("将语音转录为文本:")["input_ids"]) <= 3
+
+
+def test_release_holds_the_parts_in_two_bytes_a_weight(tmp_path):
+    sources = {
+        name: make_tiny_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(("llm", "codec", "flow", "sound"))
+    }
+    folder = assemble(
+        tmp_path / "release",
+        sources["llm"],
+        release=True,
+        audio_tokenizer=sources["codec"],
+        flow_matching=sources["flow"],
+        vocoder=sources["sound"],
+    )
+    kinds = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            kinds |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert set(kinds.values()) == {"BF16", "F16"} and not any(name.endswith("embed_avg") for name in kinds)
+    assert all((kind == "F16") == name.startswith("vocoder.") for name, kind in kinds.items())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.generation_config.audio_switch_token_ids == []
+    assert AutoProcessor.from_pretrained(folder).tokenizer.get_vocab()
+    parts = {"model.audio_tokenizer.": "codec", "flow_matching.": "flow", "vocoder.": "sound"}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("embed_avg"):
+            continue
+        source = next((part for prefix, part in parts.items() if name.startswith(prefix)), "llm")
+        sources[source] = sources[source] if isinstance(sources[source], dict) else state_of(sources[source])
+        torch.testing.assert_close(tensor, sources[source][name], rtol=0.01, atol=1e-6)
+    # Released again it is bit for bit the same: nothing is rounded twice.
+    again = assemble(tmp_path / "again", folder, release=True)
+    theirs = AutoModelForCausalLM.from_pretrained(again).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items() if "embed_avg" not in name)
+
+
+def state_of(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def test_parts_of_another_size_are_refused(tmp_path, tiny):
+    llm = make_tiny_checkpoint(tmp_path / "llm")
+    tiny.config.audio_tokenizer_config.codebook_sizes = [8] * 8
+    other = type(tiny)(tiny.config)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="audio_tokenizer of .* does not fit"):
+        assemble(tmp_path / "out", llm, audio_tokenizer=tmp_path / "other")
+    assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_start_from_the_codebooks(tiny):
+    quantizer = tiny.audio_tokenizer.quantizer
+    with torch.no_grad():
+        for codebook in quantizer.codebooks:
+            codebook.cluster_size.uniform_(0.5, 2)
+    ends = [table.weight[-1].clone() for table in tiny.model.audio_embed_layers]
+    embed_codebooks(tiny)
+    assert all(torch.equal(end, table.weight[-1]) for end, table in zip(ends, tiny.model.audio_embed_layers))
+    # 64 axes of 128: near entries stay near. Distances of embeddings follow the entries' own.
+    entries, table = quantizer.codebooks[0].embed, tiny.model.audio_embed_layers[0].weight[:-1]
+    upper = torch.triu_indices(len(entries), len(entries), offset=1)
+    distances = torch.stack([torch.cdist(points, points)[upper[0], upper[1]] for points in (entries, table.detach())])
+    assert float(torch.corrcoef(distances)[0, 1]) > 0.5
+    codes = torch.stack([torch.randint(len(book.embed), (2000,)) for book in quantizer.codebooks])
+    total = sum(table(row) for table, row in zip(tiny.model.audio_embed_layers, codes))
+    words = tiny.get_input_embeddings().weight.detach().norm(dim=-1).mean()
+    assert float(total.detach().norm(dim=-1).mean() / words) == pytest.approx(1, rel=0.25)
+
+
+def test_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match="no metrics.jsonl"):
+        read_curves(tmp_path)
+    run.mkdir()
+    entries = [{"step": 1, "loss": 3.0, "text_loss": 0}, {"step": 2, "loss": 2.5}, {"step": 2, "loss": 2.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert read_curves(run) == {"loss": [(1, 3.0), (2, 2.0)]}, "an interrupted step counts once, zero is no loss"
+    draw(tmp_path / "picture.png", [run])
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

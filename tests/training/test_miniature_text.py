@@ -1,0 +1,133 @@
+"""What the miniature is taught: numbers in words, answers that are true, texts and operands that stay held out."""
+
+import re
+
+import pytest
+
+from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
+from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan
+from modeling_baichuan_audio.training.miniature.sentences import GRAMMARS, number, questions, sentences, wide_arithmetic
+
+
+SMALL = Plan(test=12, valid=6, own=60, varied=20, voices=15)
+WORDS = {number(value): value for value in range(10_000)}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "zero"),
+        (13, "thirteen"),
+        (20, "twenty"),
+        (42, "forty two"),
+        (100, "one hundred"),
+        (365, "three hundred sixty five"),
+        (1001, "one thousand one"),
+        (9999, "nine thousand nine hundred ninety nine"),
+    ],
+)
+def test_number(value, words):
+    assert number(value) == words
+
+
+def test_numbers_are_distinct_and_bounded():
+    assert len(WORDS) == 10_000
+    for value in (-1, 10_000):
+        with pytest.raises(ValueError, match=f"got {value}"):
+            number(value)
+
+
+def operands(text: str):
+    found = re.match(r"(?:What is|How much is) (.+) (plus|minus|times) (.+)\?", text)
+    return WORDS[found[1]], found[2], WORDS[found[3]]
+
+
+def test_sums_are_right():
+    sums = [line for line in [*questions(), *wide_arithmetic()] if line.category == "arithmetic"]
+    assert len(sums) > 2500
+    for line in sums:
+        one, operation, two = operands(line.text)
+        result = {"plus": one + two, "minus": one - two, "times": one * two}[operation]
+        assert line.answer.lower() == f"{number(one)} {operation} {number(two)} is {number(result)}."
+
+
+def test_held_out_operands_are_nowhere_in_training():
+    """Sums and differences count as one, in either order; of a product the other order may be taught."""
+
+    def facts(text):
+        one, operation, two = operands(text)
+        if operation == "times":
+            return {("times", one, two)}
+        low, high = sorted((one, two) if operation == "plus" else (two, one - two))
+        return {("plus", low, high)}
+
+    lines = [line for line in questions() if line.category == "arithmetic"]
+    held_out = set().union(*(facts(line.text) for line in lines if line.held_out))
+    taught = set().union(*(facts(line.text) for line in [*lines, *wide_arithmetic()] if not line.held_out))
+    assert len(held_out) > 10 and not held_out & taught
+    products = [fact for fact in held_out if fact[0] == "times"]
+    assert products and all(("times", two, one) in taught for _, one, two in products)
+    # Both ways of asking go together.
+    assert len({line.text for line in lines if line.held_out}) == 2 * len({line.answer for line in lines if line.held_out})
+
+
+def test_comparisons_are_right():
+    lines = [line for line in questions() if line.category == "comparison"]
+    assert len(lines) > 50
+    for line in lines:
+        one, two = re.match(r"Which is bigger, (.+) or (.+)\?", line.text).groups()
+        assert line.answer.lower() == f"{number(max(WORDS[one], WORDS[two]))} is bigger."
+
+
+def test_questions_are_distinct_and_answered():
+    lines = questions()
+    assert len({line.text for line in lines}) == len(lines) > 1000
+    assert all(line.answer.endswith((".", "?")) for line in lines)
+
+
+def test_sentences_are_distinct_seeded_and_grow():
+    many = sentences(3000, seed=1)
+    assert len({line.text for line in many}) == 3000
+    assert sentences(500, seed=1) == many[:500] != sentences(500, seed=2)
+    assert {line.category for line in many} == set(GRAMMARS)
+    assert all(re.fullmatch(r"[A-Z][A-Za-z',. ?]+[.?]", line.text) for line in many), "only letters: numbers are words"
+    with pytest.raises(ValueError, match="got 20001"):
+        sentences(20_001)
+
+
+def test_plan_holds_out_voices_sentences_and_operands():
+    clips = make_plan(SMALL)
+    train = [clip for clip in clips if clip.split == "train"]
+    heard = {clip.text for clip in train}
+    for split, count in (("test_sentence", 12), ("test_voice", 18), ("test_operands", 6)):
+        members = [clip for clip in clips if clip.split == split]
+        assert len(members) == count
+        if split != "test_sentence":
+            assert {clip.voice for clip in members} <= set(TEST_VOICES) and len(TEST_VOICES) >= 3
+        assert not heard & {clip.text for clip in members if clip.kind == "sentence" or split == "test_operands"}
+    assert not set(TEST_VOICES) & {clip.voice for clip in train}
+    assert not set(TEST_VOICES) & set(TRAIN_VOICES)
+    spoken_answers = {clip.text for clip in train if clip.kind == "answer"}
+    assert all(clip.answer in spoken_answers for clip in train if clip.kind == "question")
+    assert len({clip.id for clip in clips}) == len(clips)
+
+
+def test_plan_is_a_function_of_counts_and_seed():
+    assert make_plan(SMALL) == make_plan(SMALL)
+    assert make_plan(SMALL) != make_plan(Plan(test=12, valid=6, own=60, varied=20, voices=15, seed=1))
+    larger = {clip.id for clip in make_plan(Plan(test=12, valid=6, own=60, varied=20, voices=30))}
+    assert {clip.id for clip in make_plan(SMALL)} <= larger
+    for bad, message in ((Plan(voices=601), "got 601"), (Plan(test=-1), "cannot be negative")):
+        with pytest.raises(ValueError, match=message):
+            make_plan(bad)
+
+
+def test_pieces_are_those_of_a_reply():
+    clips = make_plan(SMALL)
+    by_id = {clip.id: clip for clip in clips}
+    pieces = [clip for clip in clips if clip.kind == "piece"]
+    assert pieces
+    for piece in pieces:
+        whole, index = by_id[piece.id.rpartition("-")[0]], int(piece.id.rpartition("-")[2])
+        assert piece.voice == whole.voice == OWN_VOICE
+        assert piece.text == split_speech_text(whole.text)[index].strip()

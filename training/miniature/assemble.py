@@ -1,0 +1,146 @@
+"""Trained parts -> one checkpoint: `python -m modeling_baichuan_audio.training.miniature.assemble FOLDER --llm ... --tokenizer ...`.
+
+Every part but the vocoder is rounded to bfloat16, so that what is trained on a tokenizer's codes meets the same codes in the release.
+`--release` also stores them so: two bytes a weight (float16 for the vocoder), without the codebooks' running sums, which follow from
+their entries. In memory everything is float32 again.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from ...modeling_audio_tokenizer import BaichuanAudioTokenizerModel
+from ...modeling_baichuan_audio import BaichuanAudioForCausalLM
+from ...modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
+from ...modeling_vocoder import BaichuanAudioVocoder
+from ...processors import BaichuanAudioProcessor
+
+
+_LARGEST_FILE = "24MB"
+# Answers of so small a domain are known, not invented: text is the most likely one, and numbers may repeat their digits. Frames are drawn.
+# A reply decides for itself when to speak: it has learnt to finish a sentence first.
+_GENERATION = {
+    "top_k": 1,
+    "repetition_penalty": 1.0,
+    "later_text_top_k": 1,
+    "later_text_repetition_penalty": 1.0,
+    "audio_switch_token_ids": [],
+    "max_audio_frames": 150,
+    "max_new_tokens": 512,
+}
+_PARTS = {
+    "audio_tokenizer": BaichuanAudioTokenizerModel,
+    "flow_matching": BaichuanAudioFlowMatchingDecoder,
+    "vocoder": BaichuanAudioVocoder,
+}
+
+
+def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in the two bytes a weight that it is released in."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.float16 if name.startswith("vocoder.") else torch.bfloat16)
+
+
+def _replace(model: BaichuanAudioForCausalLM, name: str, source: str | Path) -> None:
+    part: nn.Module = model.audio_tokenizer if name == "audio_tokenizer" else getattr(model, name)
+    try:
+        part.load_state_dict(_PARTS[name].from_pretrained(source, dtype=torch.float32).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"The {name} of {source} does not fit: {' '.join(str(error).split())}") from error
+
+
+@torch.no_grad()
+def embed_codebooks(model: BaichuanAudioForCausalLM) -> None:
+    """
+    Starts the audio embeddings from the codebooks: an entry's embedding is its projection onto the principal axes of the quantised
+    vectors, half whitened, so that what sounds alike is alike to the LLM before it has learnt anything. Their sum over the codebooks is
+    as long as a word's embedding on average. The end of audio keeps its random row.
+    """
+    codebooks, width = model.audio_tokenizer.quantizer.codebooks, model.config.text_config.hidden_size
+    centred, covariance = [], 0.0
+    for codebook in codebooks:
+        share = codebook.cluster_size.double() / codebook.cluster_size.double().sum()
+        entries = codebook.embed.double()
+        entries = entries - share @ entries
+        covariance = covariance + (entries * share[:, None]).T @ entries  # residuals of the levels are as good as uncorrelated
+        centred.append(entries)
+    variances, axes = torch.linalg.eigh(covariance)
+    variances, axes = variances[-width:].clamp(min=1e-12), axes[:, -width:]
+    projection = axes / variances.pow(0.25)
+    scale = model.get_input_embeddings().weight.double().norm(dim=-1).mean() / variances.sqrt().sum().sqrt()
+    for table, entries in zip(model.model.audio_embed_layers, centred):
+        table.weight[: len(entries)] = (entries @ projection * scale).to(table.weight.dtype)
+
+
+def assemble(
+    folder: str | Path,
+    llm: str | Path,
+    release: bool = False,
+    fresh_embeddings: bool = False,
+    **parts: str | Path | None,
+) -> Path:
+    """
+    Writes the checkpoint.
+
+    Args:
+        folder: to make, or to replace.
+        llm: checkpoint with the LLM, its audio embeddings and head, and every part that is not named otherwise.
+        release: store it in two bytes a weight.
+        fresh_embeddings: start the audio embeddings from the codebooks, see `embed_codebooks`.
+        parts: checkpoints to take `audio_tokenizer`, `flow_matching` and `vocoder` from.
+
+    Raises:
+        ValueError: a checkpoint that lacks tensors, or parts of other sizes.
+    """
+    model, processor = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32), AutoProcessor.from_pretrained(llm)
+    for name, source in parts.items():
+        if source is not None:
+            _replace(model, name, source)
+    if fresh_embeddings:
+        embed_codebooks(model)
+    state = {name: stored(name, tensor) for name, tensor in model.state_dict().items()}
+    if release:
+        state = {name: tensor for name, tensor in state.items() if not name.endswith(".embed_avg")}
+    else:
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    model.generation_config.update(**_GENERATION)
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        # Without the copies of the code that a folder for the Hub carries: the package is at hand.
+        super(BaichuanAudioForCausalLM, model).save_pretrained(part, state_dict=state, max_shard_size=_LARGEST_FILE)
+        super(BaichuanAudioProcessor, processor).save_pretrained(part)
+        os.chmod(part, 0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--llm", type=Path, required=True, help="checkpoint with the LLM and whatever is not named below")
+    for name in _PARTS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help="checkpoint to take this part from")
+    parser.add_argument("--fresh-embeddings", action="store_true", help="start the audio embeddings from the codebooks")
+    parser.add_argument("--release", action="store_true", help="store two bytes a weight, in files below 25 MB")
+    options = vars(parser.parse_args())
+    try:
+        folder = assemble(**options)
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from error
+    print(f"{sum(path.stat().st_size for path in folder.iterdir()) / 1e6:.1f} MB: {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Which clip is spoken by whom, and which split it belongs to: all of it a function of a few counts and a seed."""
+
+import hashlib
+import random
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ...processors.processing_baichuan_audio import split_speech_text
+from .sentences import Line, questions, sentences
+
+
+TRAIN_VOICES = (
+    "af_alloy af_aoede af_bella af_heart af_jessica af_kore af_nicole af_river af_sarah af_sky am_adam am_echo am_eric "
+    "am_fenrir am_liam am_michael am_onyx am_santa bf_alice bf_emma bf_isabella bm_daniel bm_fable bm_george"
+).split()
+# Never heard in training: two accents, two sexes.
+TEST_VOICES = ("af_nova", "am_puck", "bf_lily", "bm_lewis")
+# The voice that the model speaks with. Played at another pitch it stands for other speakers, in training only.
+OWN_VOICE = "heart"
+PITCHES = (0.84, 0.9, 0.95, 1.06, 1.12, 1.2)
+_MOST_VOICES = 600
+
+
+@dataclass(frozen=True)
+class Clip:
+    """
+    One clip to be spoken.
+
+    Args:
+        id: what it is, its number, and a digest of what is spoken how: a file of another plan is never taken for it.
+        text, answer, category: of the [`Line`].
+        kind: "sentence", "question", "answer" or "piece" (of a training sentence in the model's own voice, spoken piece by piece).
+        engine, voice, speed, pitch, seed: how it is spoken.
+        split: "train", "valid", "test_sentence" (known voices, new texts), "test_voice" (new voices; sentences are new too) or
+            "test_operands" (new voices and operand pairs).
+    """
+
+    id: str
+    text: str
+    kind: str
+    category: str
+    engine: str
+    voice: str
+    speed: float
+    pitch: float
+    seed: int
+    split: str
+    answer: str = ""
+
+    @property
+    def path(self) -> str:
+        return f"{self.split}/{self.id}.wav"
+
+    def job(self) -> dict[str, Any]:
+        """What `speak.py` is told."""
+        return {name: getattr(self, name) for name in ("path", "text", "engine", "voice", "speed", "pitch", "seed")}
+
+    def entry(self) -> dict[str, Any]:
+        return asdict(self) | {"path": self.path}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    How many clips of what.
+
+    Args:
+        test: clips of each held-out set.
+        own: training sentences in the model's own voice. varied: sentences, and as many questions, by that voice at other pitches.
+        voices: training sentences, and as many questions, by Kokoro's training voices: at most 600.
+    """
+
+    test: int = 120
+    valid: int = 60
+    own: int = 4000
+    varied: int = 2500
+    voices: int = 280
+    seed: int = 0
+
+
+class _Speakers:
+    """Draws voices, speeds and seeds; every clip has a stream of its own, so that a larger plan repeats a smaller one."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def clip(self, number: int, line: Line, kind: str, split: str, who: str) -> Clip:
+        rng = random.Random(f"{self.seed} {split} {kind} {who} {number}")
+        engine, voice, pitch, speed = "hibari", OWN_VOICE, 1.0, 1.0
+        if who == "varied":
+            pitch, speed = rng.choice(PITCHES), round(rng.uniform(0.9, 1.15), 2)
+        elif who in ("train", "test"):
+            engine = "kokoro"
+            voices = TRAIN_VOICES if who == "train" else TEST_VOICES
+            voice, speed = voices[number % len(voices)], round(rng.uniform(0.92, 1.12), 2)
+        voice = voice if pitch == 1.0 else f"{voice}@{pitch}"
+        spoken = (engine, voice, speed, pitch, rng.randrange(2**31))
+        digest = hashlib.sha256(f"{line.text} {spoken}".encode()).hexdigest()[:8]
+        return Clip(f"{kind}-{who}-{number:05d}-{digest}", line.text, kind, line.category, *spoken, split, line.answer)
+
+
+def _pieces(clip: Clip) -> list[Clip]:
+    """The pieces that a reply speaks the clip's text in, where there are several."""
+    texts = split_speech_text(clip.text)
+    if len(texts) < 2:
+        return []
+    return [replace(clip, id=f"{clip.id}-{number}", text=text.strip(), kind="piece") for number, text in enumerate(texts)]
+
+
+def make_plan(plan: Plan) -> list[Clip]:
+    """
+    Every clip, the cheap ones first, then the tests, then the training voices: a corpus that is cut short is still whole.
+
+    Raises:
+        ValueError: counts that are negative or too large.
+    """
+    if plan.voices > _MOST_VOICES:
+        raise ValueError(f"`voices` is at most {_MOST_VOICES}, got {plan.voices}.")
+    if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices) < 0:
+        raise ValueError(f"The counts of a plan cannot be negative, got {plan}.")
+    speakers = _Speakers(plan.seed)
+    asked = questions()
+    total, held = 2 * plan.test + plan.valid + plan.own + plan.varied + _MOST_VOICES, 2 * plan.test + plan.valid
+    everything, told = sentences(total + held, plan.seed), {text for line in asked for text in (line.text, line.answer)}
+    # Held-out texts come first, so that they stay held out when the plan grows; what is also an answer is no new text.
+    lines, spare = iter(everything[:total]), (line for line in everything[total:] if line.text not in told)
+    new_texts, new_voices, valid = (
+        [line if line.text not in told else next(spare) for line in (next(lines) for _ in range(count))]
+        for count in (plan.test, plan.test, plan.valid)
+    )
+    known, held_out = [line for line in asked if not line.held_out], [line for line in asked if line.held_out]
+    shuffler = random.Random(f"{plan.seed} questions")
+
+    def some(pool: list[Line], count: int) -> list[Line]:
+        """`count` lines, each as often as any other."""
+        drawn: list[Line] = []
+        while len(drawn) < count:
+            drawn += shuffler.sample(pool, len(pool))
+        return drawn[:count]
+
+    def clips(pool, kind: str, split: str, who: str) -> list[Clip]:
+        return [speakers.clip(number, line, kind, split, who) for number, line in enumerate(pool)]
+
+    answers = {line.answer: Line(line.answer, line.category) for line in known}
+    small = [line for line in known if line.category not in ("arithmetic", "comparison")]
+    sums = [line for line in known if line.category in ("arithmetic", "comparison")]
+
+    def mixed(count: int) -> list[Line]:
+        """Questions to be heard, the small facts as often as the sums."""
+        return [line for pair in zip(some(small, count), some(sums, count)) for line in pair][:count]
+
+    own_sentences = [next(lines) for _ in range(plan.own)]
+    varied_sentences = [next(lines) for _ in range(plan.varied)]
+    voices_sentences = list(lines)
+    result = clips(answers.values(), "answer", "train", "own")
+    result += clips(own_sentences, "sentence", "train", "own")
+    result += clips(mixed(plan.own // 4), "question", "train", "own")
+    result += [piece for clip in result if clip.kind == "sentence" for piece in _pieces(clip)]
+    result += clips(valid, "sentence", "valid", "own")
+    result += clips(new_texts, "sentence", "test_sentence", "own")
+    result += clips(varied_sentences, "sentence", "train", "varied")
+    result += clips(mixed(plan.varied), "question", "train", "varied")
+    result += clips(new_voices, "sentence", "test_voice", "test")
+    result += clips(some(small, plan.test // 2), "question", "test_voice", "test")
+    result += clips(some(held_out, plan.test // 2), "question", "test_operands", "test")
+    pairs = zip(clips(voices_sentences, "sentence", "train", "train"), clips(mixed(_MOST_VOICES), "question", "train", "train"))
+    result += [clip for pair in pairs for clip in pair][: 2 * plan.voices]
+    return result

@@ -1,0 +1,188 @@
+"""The corpus as training rows: `python -m modeling_baichuan_audio.training.miniature.rows CORPUS [--codes CHECKPOINT]`.
+
+Without a checkpoint it writes the rows that need no codes, into `CORPUS/rows/`:
+
+| file | rows | for |
+|---|---|---|
+| `audio.jsonl`, `audio-valid.jsonl` | recordings | tokenizer, flow matching, vocoder |
+| `text.jsonl` | questions and answers, sentences to repeat, all written | the text LLM |
+| `sums.jsonl` | sums beyond those that are ever spoken, with a share of the above | the text LLM, afterwards |
+
+With the checkpoint whose tokenizer is trained, every clip is encoded once and these follow:
+
+| file | rows | for |
+|---|---|---|
+| `speech.jsonl`, `speech-valid.jsonl` | transcription and speech, with a share of the written rows | stages 1 and 2 |
+| `chat.jsonl` | questions, spoken or written, with answers, written or spoken, and a share of transcription and speech | fine-tuning |
+"""
+
+import argparse
+import json
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, split_speech_text
+from ..audio_codes import AudioCodeEncoder
+from .corpus import read_manifest
+from .plan import OWN_VOICE
+from .sentences import questions, wide_arithmetic
+
+
+Entry = dict[str, Any]
+Row = dict[str, Any]
+
+
+def _write(rows: Iterable[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with open(part, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(part, path)
+
+
+def _chat(question: dict[str, Any] | str, answer: list[dict[str, Any]] | str, speech: bool = False) -> Row:
+    system = [{"role": "system", "content": DEFAULT_VOICE_PROMPT}] if speech else []
+    asked = question if isinstance(question, str) else [question]
+    messages = [*system, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return {"task": "chat", "speech": speech, "messages": messages}
+
+
+def _asked(copies: int = 1) -> list[Row]:
+    """The questions that are not held out with their answers; small facts, of which there are fewer, twice as often as sums."""
+    lines = [line for line in questions() if not line.held_out]
+    lines += [line for line in lines if line.category != "arithmetic"]
+    return [_chat(line.text, line.answer) for line in lines] * copies
+
+
+def text_rows(entries: list[Entry], rng: random.Random) -> list[Row]:
+    """Questions with answers, and training sentences to be repeated."""
+    told = list(dict.fromkeys(entry["text"] for entry in entries if entry["split"] == "train"))
+    chosen = rng.sample(told, min(len(told), 1500))
+    return _asked(copies=2) + [_chat(f"Repeat after me: {text}", text) for text in chosen]
+
+
+def sum_rows() -> list[Row]:
+    """More sums than are ever spoken."""
+    return [_chat(line.text, line.answer) for line in wide_arithmetic()]
+
+
+def _transcription(entry: Entry, codes: list) -> Row:
+    return {"task": "asr", "segments": [{"audio_codes": codes}, {"text": entry["text"]}]}
+
+
+def _speech(entry: Entry, codes: list) -> Row:
+    return {"task": "tts", "segments": [{"text": entry["text"]}, {"audio_codes": codes}]}
+
+
+def _pieces(entry: Entry, codes: dict[str, list]) -> Row | None:
+    """A sentence that is spoken piece by piece, where all pieces were recorded."""
+    paths = [f"{entry['path'].removesuffix('.wav')}-{number}.wav" for number in range(len(split_speech_text(entry["text"])))]
+    if len(paths) < 2 or not all(path in codes for path in paths):
+        return None
+    pairs = zip(split_speech_text(entry["text"]), paths)
+    return {"task": "itts", "segments": [part for text, path in pairs for part in ({"text": text}, {"audio_codes": codes[path]})]}
+
+
+def speech_rows(entries: list[Entry], codes: dict[str, list], split: str) -> list[Row]:
+    """Transcription of everything, speech in the model's own voice."""
+    rows: list[Row] = []
+    for entry in entries:
+        if entry["split"] != split or entry["kind"] == "piece":
+            continue
+        rows.append(_transcription(entry, codes[entry["path"]]))
+        if entry["voice"] == OWN_VOICE:
+            rows.append(_pieces(entry, codes) or _speech(entry, codes[entry["path"]]))
+    return rows
+
+
+def chat_rows(entries: list[Entry], codes: dict[str, list]) -> list[Row]:
+    """Spoken questions with written and with spoken answers, and written questions with spoken answers, where one was recorded."""
+    spoken = {entry["text"]: codes[entry["path"]] for entry in entries if entry["kind"] == "answer"}
+    rows: list[Row] = []
+    for entry in entries:
+        if entry["split"] != "train" or entry["kind"] != "question":
+            continue
+        heard = {"type": "audio", "audio_codes": codes[entry["path"]]}
+        rows.append(_chat(heard, entry["answer"]))
+        if entry["answer"] in spoken:
+            rows.append(_chat(heard, _spoken(entry["answer"], spoken), speech=True))
+    for line in questions():
+        if not line.held_out and line.answer in spoken:
+            rows.append(_chat(line.text, _spoken(line.answer, spoken), speech=True))
+    return rows
+
+
+def _spoken(answer: str, spoken: dict[str, list]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": answer}, {"type": "audio", "audio_codes": spoken[answer]}]
+
+
+def encode(entries: list[Entry], folder: Path, checkpoint: str) -> dict[str, list]:
+    """Path -> codes, `num_codebooks` lists each. Clips of similar length are encoded together."""
+    model, processor = AutoModelForCausalLM.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    encoder = AudioCodeEncoder(model.eval().audio_tokenizer, processor.feature_extractor, batch_size=16)
+    codes: dict[str, list] = {}
+    ordered = sorted(entries, key=lambda entry: entry["duration"])
+    for start in tqdm(range(0, len(ordered), 64), desc="codes", unit="batch"):
+        batch = ordered[start : start + 64]
+        waveforms = [processor.feature_extractor.read_audio(str(folder / entry["path"])) for entry in batch]
+        codes |= {entry["path"]: array.tolist() for entry, array in zip(batch, encoder(waveforms))}
+    return codes
+
+
+def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0) -> Path:
+    """
+    Writes the files named above.
+
+    Args:
+        folder: of the corpus.
+        checkpoint (*optional*): with a trained tokenizer.
+        seed: of the shares that are drawn.
+
+    Returns:
+        The folder of the rows.
+
+    Raises:
+        ValueError: no corpus, no such checkpoint.
+    """
+    folder = Path(folder)
+    entries, target, rng = read_manifest(folder), folder / "rows", random.Random(seed)
+    learnt = [entry for entry in entries if entry["split"] in ("train", "valid")]
+    texts = text_rows(entries, rng)
+    if checkpoint is None:
+        for split, name in (("train", "audio"), ("valid", "audio-valid")):
+            clips = [entry for entry in learnt if entry["split"] == split]
+            rows = [{"task": "audio", "segments": [{"audio": f"../{entry['path']}"}]} for entry in clips]
+            _write(rows, target / f"{name}.jsonl")
+        _write(texts, target / "text.jsonl")
+        _write(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
+        return target
+    codes = encode(learnt, folder, checkpoint)
+    speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
+    written = texts + sum_rows()
+    _write(speech + rng.sample(written, len(written) // 2), target / "speech.jsonl")
+    _write(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
+    _write(chat + _asked() + rng.sample(sum_rows(), 1000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--codes", metavar="CHECKPOINT", help="checkpoint with a trained tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        print(write_rows(options.corpus, options.codes, options.seed))
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

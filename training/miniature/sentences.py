@@ -1,0 +1,321 @@
+"""The closed English domain of the miniature model: grammars for sentences, and questions with their answers."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import facts
+
+
+@dataclass(frozen=True)
+class Line:
+    """
+    Something to say.
+
+    Args:
+        text: as written; numbers are words.
+        category: the grammar that it comes from.
+        answer: what the model should answer, for questions.
+        held_out: its operand pair is kept out of training, questions and answers. Of sums, differences and comparisons in either
+            order; of products in one: the other order is taught, for nothing else would tell what seven times eight is.
+    """
+
+    text: str
+    category: str
+    answer: str = ""
+    held_out: bool = False
+
+
+def number(value: int) -> str:
+    """0 to 9999 in English words.
+
+    Raises:
+        ValueError: outside of that.
+    """
+    if not 0 <= value <= 9999:
+        raise ValueError(f"Numbers run from 0 to 9999, got {value}.")
+    if value < 20:
+        return facts.ONES[value]
+    if value < 100:
+        return facts.TENS[value // 10] + (f" {facts.ONES[value % 10]}" if value % 10 else "")
+    name, size = ("thousand", 1000) if value >= 1000 else ("hundred", 100)
+    return f"{number(value // size)} {name}" + (f" {number(value % size)}" if value % size else "")
+
+
+def _is_chosen(operation: str, one: int, two: int, share: float) -> bool:
+    """A fixed share of the unordered operand pairs."""
+    low, high = sorted((one, two))
+    digest = hashlib.sha256(f"{operation} {low} {high}".encode()).digest()
+    return digest[0] / 256 < share
+
+
+def _is_held_out(operation: str, one: int, two: int) -> bool:
+    return _is_chosen(operation, one, two, share=0.12)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _arithmetic() -> Iterator[Line]:
+    problems = [("plus", a, b, a + b) for a in range(1, 13) for b in range(1, 13)]
+    problems += [("minus", a, b, a - b) for a in range(1, 21) for b in range(1, min(a, 10) + 1)]
+    problems += [("times", a, b, a * b) for a in range(1, 11) for b in range(1, 11)]
+    for operation, a, b, result in problems:
+        # Minus undoes plus: pairs are held out by the numbers that the sum has.
+        pair = ("plus", b, a - b) if operation == "minus" else (operation, a, b)
+        held_out = _is_held_out(*pair) and (operation != "times" or a < b)
+        said = f"{number(a)} {operation} {number(b)}"
+        answer = f"{_capital(said)} is {number(result)}."
+        for question in (f"What is {said}?", f"How much is {said}?"):
+            yield Line(question, "arithmetic", answer, held_out)
+
+
+def wide_arithmetic(share: float = 0.4) -> list[Line]:
+    """
+    Sums and differences of numbers up to 99, for the text LLM: from the small table that is spoken it would learn the table by heart,
+    not how to add.
+
+    Args:
+        share: of the pairs with a number above 30; of the others all.
+    """
+    lines = []
+    for a in range(1, 100):
+        for b in range(1, 100):
+            if _is_held_out("plus", a, b) or (max(a, b) > 30 and not _is_chosen("wide", a, b, share)):
+                continue
+            for said, result in ((f"{number(a)} plus {number(b)}", a + b), (f"{number(a + b)} minus {number(b)}", a)):
+                lines.append(Line(f"What is {said}?", "arithmetic", f"{_capital(said)} is {number(result)}."))
+    return lines
+
+
+def _comparisons() -> Iterator[Line]:
+    for a in range(1, 21):
+        for b in range(1, 21):
+            if a != b and (3 * a + 7 * b) % 4 == 0:
+                more = number(max(a, b))
+                yield Line(
+                    f"Which is bigger, {number(a)} or {number(b)}?",
+                    "comparison",
+                    f"{_capital(more)} is bigger.",
+                    _is_held_out("bigger", a, b),
+                )
+
+
+def _small_facts() -> Iterator[Line]:
+    for country, capital in facts.CAPITALS.items():
+        yield Line(f"What is the capital of {country}?", "capital", f"The capital of {country} is {capital}.")
+    for pair in facts.OPPOSITES:
+        for one, other in (pair, pair[::-1]):
+            yield Line(f"What is the opposite of {one}?", "opposite", f"The opposite of {one} is {other}.")
+    for thing, colour in facts.COLOURS.items():
+        yield Line(f"What color is {thing}?", "color", f"{_capital(thing)} is {colour}.")
+    for animal, sound in facts.SOUNDS.items():
+        yield Line(f"What does a {animal} say?", "animal", f"A {animal} says {sound}.")
+    for animal, legs in facts.LEGS.items():
+        yield Line(f"How many legs does {animal} have?", "animal", f"{_capital(animal)} has {legs} legs.")
+    for question, answer in facts.UNITS.items():
+        yield Line(f"How many {question}?", "unit", f"There are {answer}.")
+
+
+def _orders() -> Iterator[Line]:
+    for names, what in ((facts.DAYS, "day"), (facts.MONTHS, "month")):
+        for index, name in enumerate(names):
+            after, before = names[(index + 1) % len(names)], names[index - 1]
+            yield Line(f"What {what} comes after {name}?", what, f"{after} comes after {name}.")
+            yield Line(f"What {what} comes before {name}?", what, f"{before} comes before {name}.")
+    for value in range(1, 41):
+        yield Line(
+            f"What number comes after {number(value)}?", "number", f"{_capital(number(value + 1))} comes after {number(value)}."
+        )
+    for one, two in zip(facts.LETTERS, facts.LETTERS[1:]):
+        yield Line(f"What letter comes after {one}?", "letter", f"{two} comes after {one}.")
+
+
+def spelled(word: str) -> str:
+    return ", ".join(word.upper())
+
+
+def _spelling() -> Iterator[Line]:
+    for word in facts.SPELLED:
+        yield Line(f"How do you spell {word}?", "spelling", f"{_capital(word)} is spelled {spelled(word)}.")
+
+
+def questions() -> list[Line]:
+    """Every question of the domain, with its answer, in a fixed order."""
+    talk = [Line(text, "small talk", answer) for text, answer in facts.SMALL_TALK.items()]
+    return [*_arithmetic(), *_comparisons(), *_small_facts(), *_orders(), *_spelling(), *talk]
+
+
+# Sentences: one function a grammar, each drawing one sentence.
+
+
+def _time(rng: random.Random) -> str:
+    hour = number(rng.randint(1, 12))
+    return rng.choice(
+        [
+            f"{hour} o'clock",
+            f"half past {hour}",
+            f"a quarter past {hour}",
+            f"a quarter to {hour}",
+            f"{number(rng.choice([5, 10, 20, 25]))} past {hour}",
+            f"{number(rng.choice([5, 10, 20, 25]))} to {hour}",
+            f"{hour} {number(rng.randint(11, 59))}",
+        ]
+    )
+
+
+def _date(rng: random.Random) -> str:
+    return f"{rng.choice(facts.MONTHS)} {rng.choice(facts.ORDINALS)}"
+
+
+def _time_sentence(rng):
+    place, day = rng.choice(facts.PLACES), rng.choice(facts.DAYS)
+    return rng.choice(
+        [
+            f"It is {_time(rng)}.",
+            f"The train leaves at {_time(rng)}.",
+            f"The meeting starts at {_time(rng)} on {day}.",
+            f"Please be at {place} at {_time(rng)}.",
+            f"We will meet at {place} at {_time(rng)}.",
+            f"The bus to {place} comes at {_time(rng)}.",
+            f"Breakfast is served until {_time(rng)}.",
+            f"I woke up at {_time(rng)} this morning.",
+        ]
+    )
+
+
+def _date_sentence(rng):
+    person = rng.choice(facts.PEOPLE)
+    return rng.choice(
+        [
+            f"Today is {rng.choice(facts.DAYS)}, {_date(rng)}.",
+            f"{person} was born on {_date(rng)}.",
+            f"The holiday begins on {_date(rng)}.",
+            f"My birthday is on {_date(rng)}.",
+            f"The office is closed on {_date(rng)}.",
+            f"{person} will arrive on {rng.choice(facts.DAYS)}, {_date(rng)}.",
+            f"The concert is on {_date(rng)} at {_time(rng)}.",
+        ]
+    )
+
+
+def _number_sentence(rng):
+    digits = " ".join(facts.ONES[rng.randint(0, 9)] for _ in range(rng.randint(3, 6)))
+    count, thing, person = number(rng.randint(2, 99)), rng.choice(facts.THINGS), rng.choice(facts.PEOPLE)
+    return rng.choice(
+        [
+            f"The number is {digits}.",
+            f"My telephone number is {digits}.",
+            f"The code is {digits}.",
+            f"This {thing} costs {number(rng.randint(2, 999))} dollars.",
+            f"{person} is {number(rng.randint(2, 99))} years old.",
+            f"There are {count} people in {rng.choice(facts.PLACES)}.",
+            f"Please open page {number(rng.randint(1, 300))}.",
+            f"I live at number {number(rng.randint(1, 200))}.",
+            f"We need {count} more minutes.",
+            f"The answer is {number(rng.randint(0, 200))}.",
+            f"He counted {number(rng.randint(100, 9999))} steps.",
+        ]
+    )
+
+
+def _spelling_sentence(rng):
+    word = rng.choice([*facts.SPELLED, *facts.PEOPLE])
+    return rng.choice([f"{_capital(word)} is spelled {spelled(word)}.", f"My name is {word}, {spelled(word)}."])
+
+
+def _menu_sentence(rng):
+    key, item, digit = rng.choice(facts.ONES[:10]), rng.choice(facts.MENU_ITEMS), number(rng.randint(1, 20))
+    return rng.choice(
+        [
+            f"For {item}, press {key}.",
+            f"To reach {item}, press {key}.",
+            f"To hear {item} again, press {key}.",
+            f"Please press {key} for {item}.",
+            "Please hold the line while we connect your call.",
+            "All of our lines are busy at the moment.",
+            f"You are caller number {digit}.",
+            f"You have {digit} new messages.",
+            f"You have {digit} old messages and {number(rng.randint(1, 9))} new messages.",
+            "Please leave a message after the tone.",
+            "Please enter your password, then press the pound key.",
+            "Please enter your account number followed by the star key.",
+            "The number you have dialed is not in service.",
+            f"Your call will be answered in {digit} minutes.",
+            "The person you are calling is not available.",
+            "Your message has been saved.",
+            "Your message has been deleted.",
+            f"To delete this message, press {key}.",
+            f"To save this message, press {key}.",
+            "That was not a valid entry. Please try again.",
+            f"To return to the main menu, press {key}.",
+            "Thank you for calling. Goodbye.",
+            "This call may be recorded.",
+            f"Extension {' '.join(facts.ONES[rng.randint(0, 9)] for _ in range(3))} is busy.",
+            "There is no one else in the conference.",
+            f"There are {digit} people in the conference.",
+            "You are now leaving the conference.",
+        ]
+    )
+
+
+def _daily_sentence(rng):
+    person, other = rng.sample(facts.PEOPLE, 2)
+    relative, place = rng.choice(facts.RELATIVES), rng.choice(facts.PLACES)
+    thing, adjective = rng.choice(facts.THINGS), rng.choice(facts.ADJECTIVES)
+    article = "an" if adjective[0] in "aeiou" else "a"
+    activity, day = rng.choice(facts.ACTIVITIES), rng.choice(facts.DAYS)
+    return rng.choice(
+        [
+            f"My {relative} bought {article} {adjective} {thing} at {place}.",
+            f"{person} put the {thing} in the {adjective} {rng.choice(['box', 'bag', 'car', 'basket'])}.",
+            f"I would like {rng.choice(facts.FOODS)} and {rng.choice(facts.DRINKS)}, please.",
+            f"{person} and {other} want to {activity} on {day}.",
+            f"The {thing} on the table is {adjective}.",
+            f"Can you bring me the {adjective} {thing}?",
+            f"It will be {rng.choice(facts.WEATHER)} on {day}.",
+            f"It was {rng.choice(facts.WEATHER)} and {rng.choice(facts.WEATHER)} in the morning.",
+            f"My {relative} works at {place}.",
+            f"{person} gave the {thing} to {other}.",
+            f"We usually {activity} in the evening.",
+            f"Where did you find that {adjective} {thing}?",
+            f"The {relative} of {person} lives near {place}.",
+            f"I forgot my {thing} at {place}.",
+            f"{person} drinks {rng.choice(facts.DRINKS)} every {day}.",
+            f"Turn left after {place} and go straight on.",
+            f"Let us {activity} together.",
+            f"She lost her {adjective} {thing} near {place}.",
+            f"Do you want to {activity} with {person}?",
+            f"This {thing} belongs to my {relative}.",
+        ]
+    )
+
+
+GRAMMARS: dict[str, tuple[Callable[[random.Random], str], float]] = {
+    "time": (_time_sentence, 0.14),
+    "date": (_date_sentence, 0.12),
+    "number": (_number_sentence, 0.2),
+    "spelling": (_spelling_sentence, 0.06),
+    "menu": (_menu_sentence, 0.12),
+    "daily": (_daily_sentence, 0.36),
+}
+
+
+def sentences(count: int, seed: int = 0) -> list[Line]:
+    """
+    `count` distinct sentences; a longer list from the same seed starts with the shorter one.
+
+    Raises:
+        ValueError: more than the grammars can reasonably give.
+    """
+    if not 0 <= count <= 20_000:
+        raise ValueError(f"`count` must be 0 to 20000, got {count}.")
+    rng = random.Random(seed)
+    names, weights = list(GRAMMARS), [weight for _, weight in GRAMMARS.values()]
+    found: dict[str, str] = {}
+    while len(found) < count:
+        name = rng.choices(names, weights)[0]
+        found.setdefault(_capital(GRAMMARS[name][0](rng)), name)
+    return [Line(text, name) for text, name in found.items()]
