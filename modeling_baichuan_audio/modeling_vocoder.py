@@ -302,7 +302,9 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         """(batch, n_fft / 2 + 1, frames) twice, float32, (batch,) valid frames -> (batch, (frames - 1) * hop) waveform."""
         size, hop = self.config.istft_n_fft, self.config.istft_hop_length
         window = torch.hann_window(size, device=magnitude.device)
-        frames = torch.fft.irfft(torch.polar(magnitude, phase).transpose(1, 2), n=size) * window
+        # Not `torch.polar`: its gradient is NaN where a magnitude is too small for a float.
+        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), n=size) * window
         valid = length_mask(lengths, frames.shape[1])[..., None].float()
         total = (frames.shape[1] - 1) * hop + size
 

@@ -126,3 +126,12 @@ def test_log_mel_of_the_training_target():
     assert mel.min() >= math.log(1e-5)
     with pytest.raises(ValueError, match="more than 720 samples"):
         vocoder_log_mel(torch.zeros(1, 700))
+
+
+def test_vanishing_magnitudes_have_finite_gradients(shared_tiny_model):
+    vocoder = shared_tiny_model.vocoder
+    magnitude = torch.tensor([1.0, 1e-30, 1e-42, 0.0])[None, None].repeat(1, 9, 1).requires_grad_()
+    phase = torch.full((1, 9, 4), 0.3).requires_grad_()
+    vocoder.istft(magnitude, phase, torch.tensor([4])).square().sum().backward()
+    assert magnitude.grad.isfinite().all() and phase.grad.isfinite().all()
+    assert magnitude.grad.abs().max() > 0 and phase.grad.abs().max() > 0

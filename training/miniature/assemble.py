@@ -23,7 +23,7 @@ from ...processors import BaichuanAudioProcessor
 
 
 _LARGEST_FILE = "24MB"
-# Answers of so small a domain are known, not invented: text is the most likely one, and numbers may repeat their digits. Frames are drawn.
+# Answers of so small a domain are known, not invented: text is the most likely one, numbers may repeat their digits, frames are drawn.
 # A reply decides for itself when to speak: it has learnt to finish a sentence first.
 _GENERATION = {
     "top_k": 1,
