@@ -95,7 +95,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(checkpoint).count("/") != 1:
-        raise ValueError(f"Checkpoint {checkpoint} is neither a folder nor {' nor '.join(BY_NAME)} nor a Hub repository.")
+        raise ValueError(f"Checkpoint {checkpoint} is neither a folder nor a Hub repository, nor {' or '.join(BY_NAME)}.")
     try:
         return Path(snapshot_download(str(checkpoint)))
     except Exception as error:  # many kinds: offline, not found, gated

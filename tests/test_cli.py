@@ -146,7 +146,7 @@ def test_build(tmp_path):
         (["reply", "nowhere.wav"], "nowhere.wav does not exist"),
         (["reply", "{recording}", "-o", "x.txt"], "must end in"),
         (["reply", "{recording}", "-o", "/nowhere/x.wav"], "folder of /nowhere/x.wav does not exist"),
-        (["reply", "{recording}", "-c", "/nowhere"], "/nowhere is neither a folder nor miniature nor untrained nor a Hub"),
+        (["reply", "{recording}", "-c", "/nowhere"], "/nowhere is neither a folder nor a Hub repository, nor miniature or untrained"),
         (["reply", "{recording}", "-c", "{folder}"], "has no config.json"),
         (["reply", "{recording}", "--device", "abacus"], "--device abacus"),
         (["reply", "{recording}", "--dtype", "int3"], "--dtype must be"),

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from modeling_baichuan_audio.conversion import make_tiny_checkpoint
-from modeling_baichuan_audio.training.miniature.assemble import assemble, embed_codebooks
+from modeling_baichuan_audio.training.miniature.assemble import assemble
 from modeling_baichuan_audio.training.miniature.corpus import read_manifest, write_manifest
 from modeling_baichuan_audio.training.miniature.curves import draw, read_curves
 from modeling_baichuan_audio.training.miniature.plan import Plan, make_plan
@@ -141,25 +141,6 @@ def test_parts_of_another_size_are_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match="audio_tokenizer of .* does not fit"):
         assemble(tmp_path / "out", llm, audio_tokenizer=tmp_path / "other")
     assert not (tmp_path / "out").exists()
-
-
-def test_embeddings_start_from_the_codebooks(tiny):
-    quantizer = tiny.audio_tokenizer.quantizer
-    with torch.no_grad():
-        for codebook in quantizer.codebooks:
-            codebook.cluster_size.uniform_(0.5, 2)
-    ends = [table.weight[-1].clone() for table in tiny.model.audio_embed_layers]
-    embed_codebooks(tiny)
-    assert all(torch.equal(end, table.weight[-1]) for end, table in zip(ends, tiny.model.audio_embed_layers))
-    # 64 axes of 128: near entries stay near. Distances of embeddings follow the entries' own.
-    entries, table = quantizer.codebooks[0].embed, tiny.model.audio_embed_layers[0].weight[:-1]
-    upper = torch.triu_indices(len(entries), len(entries), offset=1)
-    distances = torch.stack([torch.cdist(points, points)[upper[0], upper[1]] for points in (entries, table.detach())])
-    assert float(torch.corrcoef(distances)[0, 1]) > 0.5
-    codes = torch.stack([torch.randint(len(book.embed), (2000,)) for book in quantizer.codebooks])
-    total = sum(table(row) for table, row in zip(tiny.model.audio_embed_layers, codes))
-    words = tiny.get_input_embeddings().weight.detach().norm(dim=-1).mean()
-    assert float(total.detach().norm(dim=-1).mean() / words) == pytest.approx(1, rel=0.25)
 
 
 def test_curves(tmp_path):

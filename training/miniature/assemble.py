@@ -56,34 +56,10 @@ def _replace(model: BaichuanAudioForCausalLM, name: str, source: str | Path) -> 
         raise ValueError(f"The {name} of {source} does not fit: {' '.join(str(error).split())}") from error
 
 
-@torch.no_grad()
-def embed_codebooks(model: BaichuanAudioForCausalLM) -> None:
-    """
-    Starts the audio embeddings from the codebooks: an entry's embedding is its projection onto the principal axes of the quantised
-    vectors, half whitened, so that what sounds alike is alike to the LLM before it has learnt anything. Their sum over the codebooks is
-    as long as a word's embedding on average. The end of audio keeps its random row.
-    """
-    codebooks, width = model.audio_tokenizer.quantizer.codebooks, model.config.text_config.hidden_size
-    centred, covariance = [], 0.0
-    for codebook in codebooks:
-        share = codebook.cluster_size.double() / codebook.cluster_size.double().sum()
-        entries = codebook.embed.double()
-        entries = entries - share @ entries
-        covariance = covariance + (entries * share[:, None]).T @ entries  # residuals of the levels are as good as uncorrelated
-        centred.append(entries)
-    variances, axes = torch.linalg.eigh(covariance)
-    variances, axes = variances[-width:].clamp(min=1e-12), axes[:, -width:]
-    projection = axes / variances.pow(0.25)
-    scale = model.get_input_embeddings().weight.double().norm(dim=-1).mean() / variances.sqrt().sum().sqrt()
-    for table, entries in zip(model.model.audio_embed_layers, centred):
-        table.weight[: len(entries)] = (entries @ projection * scale).to(table.weight.dtype)
-
-
 def assemble(
     folder: str | Path,
     llm: str | Path,
     release: bool = False,
-    fresh_embeddings: bool = False,
     **parts: str | Path | None,
 ) -> Path:
     """
@@ -93,7 +69,6 @@ def assemble(
         folder: to make, or to replace.
         llm: checkpoint with the LLM, its audio embeddings and head, and every part that is not named otherwise.
         release: store it in two bytes a weight.
-        fresh_embeddings: start the audio embeddings from the codebooks, see `embed_codebooks`.
         parts: checkpoints to take `audio_tokenizer`, `flow_matching` and `vocoder` from.
 
     Raises:
@@ -103,8 +78,6 @@ def assemble(
     for name, source in parts.items():
         if source is not None:
             _replace(model, name, source)
-    if fresh_embeddings:
-        embed_codebooks(model)
     state = {name: stored(name, tensor) for name, tensor in model.state_dict().items()}
     if release:
         state = {name: tensor for name, tensor in state.items() if not name.endswith(".embed_avg")}
@@ -132,7 +105,6 @@ def main() -> None:
     parser.add_argument("--llm", type=Path, required=True, help="checkpoint with the LLM and whatever is not named below")
     for name in _PARTS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help="checkpoint to take this part from")
-    parser.add_argument("--fresh-embeddings", action="store_true", help="start the audio embeddings from the codebooks")
     parser.add_argument("--release", action="store_true", help="store two bytes a weight, in files below 25 MB")
     options = vars(parser.parse_args())
     try:
