@@ -176,7 +176,7 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
             # begins by moving them to vectors of its first batches.
             init.normal_(module.embed)
             init.zeros_(module.cluster_size)
-            init.zeros_(module.embed_avg)
+            init.copy_(module.embed_avg, module.embed * module.cluster_size[:, None])
 
     def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> BaichuanAudioEncoderOutput:
         """
