@@ -6,7 +6,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 NAME = "modeling_baichuan_audio"
 # One import name. These folders lie beside the package in the repository and inside it once installed.
-PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation", "miniature"]
+PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation"]
 EVAL = ["rapidfuzz>=3"]
 PLOT = ["matplotlib>=3.8"]
 TEST = [*EVAL, *PLOT, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
@@ -25,7 +25,6 @@ setup(
     package_data={
         f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml"],
         f"{NAME}.evaluation": ["judges.txt"],
-        f"{NAME}.miniature": ["*.safetensors", "*.json", "*.jinja", "*.md"],
     },
     install_requires=[
         "transformers>=5.20,<6",

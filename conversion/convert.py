@@ -21,16 +21,11 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_baichuan_audio import BaichuanAudioConfig
 from ..generation_baichuan_audio import set_generation_defaults
-from ..miniature import FOLDER as MINIATURE
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..original_format import DROPPED_KEYS, KEY_RENAMES, KEY_SPLITS, ORIGINAL_MODEL_TYPE, VISION_KEYS
 from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 from .tiny import untrained_checkpoint
 from .vocoder import convert_vocoder, read_vocoder_file
-
-
-# Checkpoints that have a name of their own -> what finds their folder.
-BY_NAME = {"miniature": lambda: MINIATURE, "untrained": untrained_checkpoint}
 
 
 _DTYPE_NAMES = {
@@ -81,10 +76,25 @@ class ConversionReport:
     shards: list[str]
 
 
+def _miniature() -> Path:
+    """The miniature's folder, beside this one."""
+    folder = Path(__file__).parents[1] / "miniature"
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"This copy of the package comes without the miniature: {folder} does not hold it. Its training is described "
+            "in training/miniature/README.md."
+        )
+    return folder
+
+
+# Checkpoints that have a name of their own, and what finds their folder.
+BY_NAME = {"miniature": _miniature, "untrained": untrained_checkpoint}
+
+
 def find_checkpoint(checkpoint: str | Path) -> Path:
     """
-    A folder, "miniature" for the trained checkpoint that the package carries, "untrained" for the tiny one that is made on this
-    machine, or the local copy of a Hub repository.
+    A folder, "untrained" for the tiny checkpoint that is made on this machine, "miniature" for a trained one in the package's own
+    folder, or the local copy of a Hub repository.
 
     Raises:
         ValueError: neither exists.

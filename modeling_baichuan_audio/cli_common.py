@@ -24,7 +24,7 @@ app = typer.Typer(
 
 Checkpoint = Annotated[
     str,
-    typer.Option("--checkpoint", "-c", help='Folder, Hub id, "miniature" (comes with the package) or "untrained".'),
+    typer.Option("--checkpoint", "-c", help='Folder, Hub id, "untrained" (made on this machine) or "miniature".'),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", "mps", ...')]
@@ -62,9 +62,10 @@ def named_dtype(name: str | None, *others: str) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
+DEFAULT_CHECKPOINT = "untrained"
 _NOTICES = {
-    "miniature": "Using the miniature checkpoint: small English questions and sentences only; name another one with --checkpoint.",
-    "untrained": "Using the small UNTRAINED checkpoint: what it says means nothing.",
+    "miniature": "Using the miniature checkpoint: it knows small English questions and sentences only.",
+    "untrained": "Using the small UNTRAINED checkpoint: what it says means nothing. Name a real one with --checkpoint.",
 }
 
 

@@ -11,7 +11,18 @@ import yaml
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .cli_common import Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, named_dtype, one_line_errors
+from .cli_common import (
+    DEFAULT_CHECKPOINT,
+    Checkpoint,
+    Device,
+    Dtype,
+    Seed,
+    app,
+    bits_per_second,
+    load,
+    named_dtype,
+    one_line_errors,
+)
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .conversion import build_checkpoint, convert_checkpoint, find_checkpoint
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
@@ -142,7 +153,7 @@ def train(
 
 @app.command()
 def info(
-    checkpoint: Annotated[str, typer.Argument(help='Folder, Hub id, "miniature" or "untrained".')] = "miniature",
+    checkpoint: Annotated[str, typer.Argument(help='Folder, Hub id, "untrained" or "miniature".')] = DEFAULT_CHECKPOINT,
 ) -> None:
     """Say what a checkpoint holds, from its config alone."""
     with one_line_errors():

@@ -9,7 +9,7 @@ import typer
 from tqdm import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from .cli_common import Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, one_line_errors
+from .cli_common import DEFAULT_CHECKPOINT, Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, one_line_errors
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .generation_baichuan_audio import REPLY_DEFAULTS
 from .mel_spectrogram import vocoder_log_mel
@@ -85,7 +85,7 @@ def reply(
     output: Output = Path("answer.wav"),
     text: Annotated[Optional[str], typer.Option(help="Question in writing, instead of or after the recording.")] = None,
     system: Annotated[str, typer.Option(help="System prompt; it also chooses the voice.")] = DEFAULT_VOICE_PROMPT,
-    checkpoint: Checkpoint = "miniature",
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -121,7 +121,7 @@ def reply(
 @app.command()
 def transcribe(
     recordings: Annotated[list[Path], typer.Argument(help="Recordings, any rate, channels and length.")],
-    checkpoint: Checkpoint = "miniature",
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_new_tokens: MaxNewTokens = None,
@@ -143,7 +143,7 @@ def transcribe(
 def speak(
     text: Annotated[str, typer.Argument(help="What to say.")],
     output: Output = Path("speech.wav"),
-    checkpoint: Checkpoint = "miniature",
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -171,7 +171,7 @@ def speak(
 def resynthesize(
     recording: Annotated[Path, typer.Argument(help="Recording, any rate, channels and length.")],
     output: Output = Path("resynthesized.wav"),
-    checkpoint: Checkpoint = "miniature",
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     num_codebooks: Annotated[Optional[int], typer.Option(min=1, help="Decode from the first codebooks only.")] = None,
     num_steps: Annotated[Optional[int], typer.Option(min=1, help="Flow-matching steps.")] = None,
     guidance: Annotated[Optional[float], typer.Option(min=0.0, help="Flow-matching guidance.")] = None,

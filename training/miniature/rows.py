@@ -6,7 +6,6 @@ Without a checkpoint it writes the rows that need no codes, into `CORPUS/rows/`:
 |---|---|---|
 | `audio.jsonl`, `audio-valid.jsonl` | recordings | tokenizer, flow matching, vocoder |
 | `text.jsonl` | questions and answers, sentences to repeat, all written | the text LLM |
-| `drawl.jsonl` | training sentences with every word said several times, among wrong ones, to be put right | the text LLM, last |
 | `sums.jsonl` | sums beyond those that are ever spoken, with a share of the above | the text LLM, afterwards |
 
 With the checkpoint whose tokenizer is trained, every clip is encoded once and these follow:
@@ -28,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, TRANSCRIPTION_PROMPT, split_speech_text
+from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, split_speech_text
 from ..audio_codes import AudioCodeEncoder
 from .corpus import read_manifest
 from .plan import OWN_VOICE
@@ -72,21 +71,6 @@ def text_rows(entries: list[Entry], rng: random.Random) -> list[Row]:
 def sum_rows() -> list[Row]:
     """More sums than are ever spoken."""
     return [_chat(line.text, line.answer) for line in wide_arithmetic()]
-
-
-def drawl_rows(entries: list[Entry], rng: random.Random) -> list[Row]:
-    """
-    Training sentences as an ear hears them, a word for every 80 ms: each several times, one in six mistaken for another. To write down
-    what was meant is the better part of transcription, and in writing it is learnt in minutes.
-    """
-    told = list(dict.fromkeys(entry["text"] for entry in entries if entry["split"] == "train" and entry["kind"] != "piece"))
-    heard = sorted({word for text in told for word in text.split()})
-    rows = []
-    for text in told:
-        drawn = [word for word in text.split() for _ in range(rng.randint(2, 5))]
-        drawn = [rng.choice(heard) if rng.random() < 1 / 6 else word for word in drawn]
-        rows.append(_chat(f"{TRANSCRIPTION_PROMPT} {' '.join(drawn)}", text))
-    return rows
 
 
 def _transcription(entry: Entry, codes: list) -> Row:
@@ -177,7 +161,6 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
             rows = [{"task": "audio", "segments": [{"audio": f"../{entry['path']}"}]} for entry in clips]
             _write(rows, target / f"{name}.jsonl")
         _write(texts, target / "text.jsonl")
-        _write(drawl_rows(entries, rng) + rng.sample(texts, len(texts) // 2), target / "drawl.jsonl")
         _write(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
         return target
     codes = encode(learnt, folder, checkpoint)

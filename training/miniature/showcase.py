@@ -12,8 +12,8 @@ import soundfile
 import torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from ...conversion import find_checkpoint
 from ...mel_spectrogram import vocoder_log_mel
-from ...miniature import FOLDER
 from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT
 from .corpus import read_manifest
 
@@ -65,7 +65,7 @@ def answer_of(recording: Path, checkpoint: Path, seed: int = 0) -> tuple[str, np
     return processor.decode(words, skip_special_tokens=True), reply.audio[0].numpy(), model.config.sampling_rate
 
 
-def make_examples(corpus: Path, target: Path, texts: list[str], checkpoint: Path = FOLDER) -> str:
+def make_examples(corpus: Path, target: Path, texts: list[str], checkpoint: Path) -> str:
     """
     Copies the questions as `question.wav`, `question-2.wav`, ..., answers the first one as `answer.wav` and draws `answer.png`.
 
@@ -91,11 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("examples", type=Path)
-    parser.add_argument("--checkpoint", type=Path, default=FOLDER)
+    parser.add_argument("--checkpoint", default="miniature")
     parser.add_argument("--text", action="append", required=True, help="a question that a held-out voice asks; repeat for more")
     options = parser.parse_args()
     try:
-        print(make_examples(options.corpus, options.examples, options.text, options.checkpoint))
+        print(make_examples(options.corpus, options.examples, options.text, find_checkpoint(options.checkpoint)))
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from error
 
