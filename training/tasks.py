@@ -21,7 +21,7 @@ from .mel_targets import tokenizer_mel_targets
 from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
-from .tokenizer_training import FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
+from .tokenizer_training import CTCTextLoss, FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
 from .vocoder_training import VocoderTrainingModule, vocoder_segment
 
 
@@ -202,14 +202,19 @@ class LanguageTask(Task):
 
 
 class TokenizerTask(Task):
-    """Encoder, quantiser and mel decoder: reconstruction, commitment and, with `text_llm`, a frozen LLM's text loss."""
+    """Encoder, quantiser and mel decoder: reconstruction, commitment and, with `text_llm` or `text_ctc`, a text loss."""
 
-    loss_options = ("ramp_steps", "start_share", "end_share", "commitment_weight", "text_llm")
+    loss_options = ("ramp_steps", "start_share", "end_share", "commitment_weight", "text_llm", "text_ctc")
 
     def __init__(self, model, processor, recipe):
         super().__init__(model, processor, recipe)
         text_loss, options = None, self.options
-        if options.get("text_llm"):
+        if options.get("text_ctc"):
+            if options["text_ctc"] is not True or options.get("text_llm"):
+                raise ValueError("`loss.text_ctc` must be true or false, and stands in for `loss.text_llm`.")
+            size, blank = model.config.audio_tokenizer_config.quantizer_size, self.builder.tokens.end_of_text
+            text_loss = CTCTextLoss(size, len(processor.tokenizer), blank)
+        elif options.get("text_llm"):
             llm = AutoModelForCausalLM.from_pretrained(options["text_llm"])
             text_loss = FrozenLLMTextLoss(llm, model.config.audio_tokenizer_config.quantizer_size)
         schedule = ReplacementSchedule(

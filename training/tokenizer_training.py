@@ -127,6 +127,40 @@ class FrozenLLMTextLoss(nn.Module):
         return tokens
 
 
+class CTCTextLoss(nn.Module):
+    """
+    Semantic supervision without an LLM: from a quantised frame alone, a linear layer has to tell which token of the transcript it is,
+    or that it is none (CTC, Graves et al. 2006). What is said must be in the codes for all to read. Not in the paper; for models too
+    small to dig it out of codes that were made for sound alone.
+
+    Args:
+        input_size: width of the vectors (`BaichuanAudioTokenizerConfig.quantizer_size`).
+        vocab_size: tokens of the transcripts. blank: a token that is in none of them.
+    """
+
+    def __init__(self, input_size: int, vocab_size: int, blank: int):
+        super().__init__()
+        self.blank = blank
+        self.projection = nn.Sequential(nn.LayerNorm(input_size), nn.Linear(input_size, vocab_size))
+
+    def forward(self, vectors: torch.Tensor, frames: torch.Tensor, text_labels: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            vectors (`(batch, frames, input_size)`), frames (`(batch,)`): quantised frames and how many are valid.
+            text_labels (`(batch, tokens)`, int64): transcripts, padded on the right with -100; the blank is left out of them.
+
+        Returns:
+            `(batch,)` float32: minus each clip's log probability, per token; 0 for a clip with too few frames for its text.
+        """
+        texts = [row[(row != -100) & (row != self.blank)] for row in text_labels]
+        counts = torch.tensor([len(text) for text in texts])
+        steps = self.projection(vectors.to(self.projection[1].weight.dtype)).float().log_softmax(-1).transpose(0, 1)
+        losses = nn.functional.ctc_loss(
+            steps, torch.cat(texts), frames.cpu(), counts, self.blank, reduction="none", zero_infinity=True
+        )
+        return losses / counts.clamp(min=1).to(losses.device)
+
+
 def _drop_llm(module, state_dict, prefix, local_metadata):
     for key in [key for key in state_dict if key.startswith(f"{prefix}llm.")]:
         del state_dict[key]
@@ -144,14 +178,14 @@ class TokenizerForTraining(nn.Module):
     Args:
         tokenizer: the model that is trained.
         schedule: of replacement and of the commitment weight, which rises to the config's.
-        text_loss (*optional*): the frozen LLM's loss; every batch must then have `text_labels`.
+        text_loss (*optional*): the frozen LLM's loss, or CTC; every batch must then have `text_labels`.
     """
 
     def __init__(
         self,
         tokenizer: BaichuanAudioTokenizerModel,
         schedule: ReplacementSchedule,
-        text_loss: FrozenLLMTextLoss | None = None,
+        text_loss: FrozenLLMTextLoss | CTCTextLoss | None = None,
     ):
         super().__init__()
         self.tokenizer = tokenizer
@@ -195,4 +229,4 @@ def count_code_frames(input_features_mask: torch.Tensor, tokenizer: BaichuanAudi
     return (lengths // tokenizer.config.downsample_factor).sum()
 
 
-__all__ = ["FrozenLLMTextLoss", "ReplacementSchedule", "TokenizerForTraining", "count_code_frames"]
+__all__ = ["CTCTextLoss", "FrozenLLMTextLoss", "ReplacementSchedule", "TokenizerForTraining", "count_code_frames"]

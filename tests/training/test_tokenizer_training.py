@@ -1,5 +1,8 @@
 """Losses and targets of the tokenizer against numpy, gradients, and one clip learnt by heart."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from modeling_baichuan_audio import BaichuanAudioFeatureExtractor, BaichuanAudioTokenizerConfig, BaichuanAudioTokenizerModel
 from modeling_baichuan_audio.conversion import tiny_config
 from modeling_baichuan_audio.training.mel_targets import target_lengths, tokenizer_mel_targets
+from modeling_baichuan_audio.training.recipe import read_recipe
+from modeling_baichuan_audio.training.rows import Row, Segment, Turn
+from modeling_baichuan_audio.training.tasks import TokenizerTask
 from modeling_baichuan_audio.training.tokenizer_training import (
+    CTCTextLoss,
     FrozenLLMTextLoss,
     ReplacementSchedule,
     TokenizerForTraining,
@@ -579,3 +586,53 @@ def test_a_tiny_tokenizer_learns_one_clip_by_heart():
     assert (reversed_codes - target).abs().mean().item() > 3 * after
     assert (output.perplexity > 1.5).all()
     assert (output.usage * torch.tensor(config.codebook_sizes) > 1).all()
+
+
+# CTC in place of the LLM
+
+
+def test_ctc_text_loss_is_the_sum_over_all_paths():
+    loss = CTCTextLoss(input_size=6, vocab_size=3, blank=2)
+    vectors = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2], [1, 2, -100]])  # as the task makes them: the blank ends a transcript, and is left out
+    values = loss(vectors, torch.tensor([4, 3]), labels)
+    for row, (frames, text) in enumerate(((4, [0, 1]), (3, [1]))):
+        probabilities = loss.projection(vectors[row, :frames]).softmax(-1).detach()
+        total = 0.0
+        for path in itertools.product(range(3), repeat=frames):
+            said = [token for token, before in zip(path, (2, *path)) if token not in (before, 2)]
+            if said == text:
+                total += math.prod(float(probabilities[step, token]) for step, token in enumerate(path))
+        assert float(values[row].detach()) == pytest.approx(-math.log(total) / len(text), rel=1e-4)
+
+
+def test_ctc_text_loss_leaves_out_what_has_no_room():
+    loss = CTCTextLoss(input_size=6, vocab_size=3, blank=2)
+    vectors = torch.randn(2, 4, 6, requires_grad=True)
+    values = loss(vectors, torch.tensor([1, 4]), torch.tensor([[0, 1], [0, 1]]))
+    values.sum().backward()
+    assert float(values[0].detach()) == 0 < float(values[1].detach()) and not vectors.grad[0].any() and vectors.grad[1].any()
+
+
+def test_ctc_makes_codes_say_their_text(tiny, processor):
+    recipe = read_recipe("tiny/tokenizer", ["loss={text_ctc: true}", "data.train=nowhere.jsonl"])
+    task = TokenizerTask(tiny, processor, recipe)
+    noise = [np.random.default_rng(seed).normal(size=16_000).astype(np.float32) * 0.1 for seed in range(2)]
+    rows = [Row("asr", [Turn(None, [Segment(waveform=wave), Segment(text=text)])]) for wave, text in zip(noise, ("yes", "no"))]
+    batch = task.collate(rows)
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=3e-3)
+    losses = []
+    for step in range(25):
+        task.step = step
+        outputs = task.module.train()(**task.model_inputs(batch, None))
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        optimizer.step()
+        losses.append(float(outputs.text_loss.detach()))
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+@pytest.mark.parametrize("loss", ["{text_ctc: 3}", "{text_ctc: true, text_llm: somewhere}"])
+def test_ctc_is_on_or_off_and_alone(tiny, processor, loss):
+    with pytest.raises(ValueError, match="text_ctc"):
+        TokenizerTask(tiny, processor, read_recipe("tiny/tokenizer", [f"loss={loss}", "data.train=nowhere.jsonl"]))

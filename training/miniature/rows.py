@@ -4,7 +4,7 @@ Without a checkpoint it writes the rows that need no codes, into `CORPUS/rows/`:
 
 | file | rows | for |
 |---|---|---|
-| `audio.jsonl`, `audio-valid.jsonl` | recordings | tokenizer, flow matching, vocoder |
+| `audio.jsonl`, `audio-valid.jsonl` | recordings, with what they say | tokenizer, flow matching, vocoder |
 | `text.jsonl` | questions and answers, sentences to repeat, all written | the text LLM |
 | `sums.jsonl` | sums beyond those that are ever spoken, with a share of the above | the text LLM, afterwards |
 
@@ -158,7 +158,8 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
     if checkpoint is None:
         for split, name in (("train", "audio"), ("valid", "audio-valid")):
             clips = [entry for entry in learnt if entry["split"] == split]
-            rows = [{"task": "audio", "segments": [{"audio": f"../{entry['path']}"}]} for entry in clips]
+            parts = [[{"audio": f"../{entry['path']}"}, {"text": entry["text"]}] for entry in clips]
+            rows = [{"task": "asr", "segments": part} for part in parts]
             _write(rows, target / f"{name}.jsonl")
         _write(texts, target / "text.jsonl")
         _write(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
