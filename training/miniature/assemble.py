@@ -6,6 +6,7 @@ their entries. In memory everything is float32 again.
 """
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,6 @@ from ...modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from ...modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ...modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from ...modeling_vocoder import BaichuanAudioVocoder
-from ...processors import BaichuanAudioProcessor
 
 
 _LARGEST_FILE = "24MB"
@@ -56,6 +56,17 @@ def _replace(model: BaichuanAudioForCausalLM, name: str, source: str | Path) -> 
         raise ValueError(f"The {name} of {source} does not fit: {' '.join(str(error).split())}") from error
 
 
+def _remove_code(folder: Path) -> None:
+    """Takes out the copies of the code that a folder for the Hub carries, and what points to them: the package is at hand."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for path in folder.glob("*config.json"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+            part.pop("auto_map", None)
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def assemble(
     folder: str | Path,
     llm: str | Path,
@@ -88,10 +99,12 @@ def assemble(
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        # Without the copies of the code that a folder for the Hub carries: the package is at hand.
-        super(BaichuanAudioForCausalLM, model).save_pretrained(part, state_dict=state, max_shard_size=_LARGEST_FILE)
-        super(BaichuanAudioProcessor, processor).save_pretrained(part)
-        os.chmod(part, 0o755)
+        model.save_pretrained(part, state_dict=state, max_shard_size=_LARGEST_FILE)
+        processor.save_pretrained(part)
+        if release:
+            _remove_code(part)
+        for path in (part, *part.glob("*.safetensors")):
+            os.chmod(path, 0o755 if path.is_dir() else 0o644)
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     finally:
