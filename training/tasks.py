@@ -11,10 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
-from ..processors.processing_baichuan_audio import TRANSCRIPTION_PROMPT
 from .audio_codes import AudioCodeEncoder
 from .collators import SpeechCollator
-from .ctc import TranscriptionCTC
 from .flow_training import flow_targets
 from .layouts import LayoutBuilder, TokenIds
 from .mel_targets import tokenizer_mel_targets
@@ -142,17 +140,10 @@ class Task:
 class LanguageTask(Task):
     """Stages 1 and 2, fine-tuning and LoRA: text and audio targets of the LLM and its audio head."""
 
-    loss_options = ("audio_frames", "ctc_weight")
+    loss_options = ("audio_frames",)
 
     def __init__(self, model, processor, recipe, module: nn.Module | None = None, sharded: bool = False):
         super().__init__(model, processor, recipe)
-        self.ctc_weight = self.options.get("ctc_weight", 0)
-        if isinstance(self.ctc_weight, bool) or not isinstance(self.ctc_weight, (int, float)) or self.ctc_weight < 0:
-            raise ValueError(f"`loss.ctc_weight` must be a number from 0 on, got {self.ctc_weight!r}.")
-        if self.ctc_weight and recipe.data.pack:
-            raise ValueError("`loss.ctc_weight` needs rows of their own: it does not go with `data.pack`.")
-        prompt_ids = processor.tokenizer(TRANSCRIPTION_PROMPT, add_special_tokens=False)["input_ids"]
-        self.ctc = TranscriptionCTC(self.builder.tokens, prompt_ids)
         if recipe.samples.every and not recipe.samples.texts:
             raise ValueError("`samples.every` needs `samples.texts` to speak.")
         self.module = model if module is None else module
@@ -175,18 +166,9 @@ class LanguageTask(Task):
 
     def model_inputs(self, batch, counts):
         inputs = {**batch, "audio_loss_frames": self.options.get("audio_frames")}
-        if self.ctc_weight:  # for `loss`, which is called with what the model makes of this batch
-            items = self.count_targets(batch)[0] if counts is None else counts[0]
-            self._listening = self.ctc.pairs(batch["input_ids"], batch["labels"]), items.clamp(min=1)
         if counts is not None:
             inputs |= {"num_items_in_batch": counts[0].clamp(min=1), "num_audio_items_in_batch": counts[1:]}
         return inputs
-
-    def loss(self, outputs):
-        if not self.ctc_weight:
-            return outputs["loss"]
-        outputs["ctc_loss"] = self.ctc.loss(outputs["logits"], *self._listening)
-        return outputs["loss"] + self.ctc_weight * outputs["ctc_loss"]
 
     def metrics(self, outputs):
         codebooks = {f"codebook_{i}_loss": value for i, value in enumerate(outputs["codebook_losses"])}
