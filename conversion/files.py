@@ -1,5 +1,6 @@
-"""Writing a checkpoint folder all at once."""
+"""Writing a checkpoint folder all at once; the digest of a file."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -27,3 +28,12 @@ def save_checkpoint(model, processor, folder: Path, replace: bool = False) -> No
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

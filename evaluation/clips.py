@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from .judges import read_lines, sha256_of
+from ..conversion.files import sha256_of
+from .judges import read_lines
 
 
 @dataclass(frozen=True)

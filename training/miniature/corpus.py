@@ -17,7 +17,8 @@ from typing import Any
 import soundfile
 from tqdm import tqdm
 
-from .assets import fetch_assets, sha256_of
+from ...conversion.files import sha256_of
+from .assets import fetch_assets
 from .plan import Clip, Plan, make_plan
 
 
