@@ -50,8 +50,12 @@ def draw(picture: Path, runs: list[Path]) -> None:
     from matplotlib import pyplot
 
     curves = [read_curves(run) for run in runs]
-    figure, panels = pyplot.subplots(1, len(runs), figsize=(4.2 * len(runs), 3.2), squeeze=False)
-    for panel, run, lines in zip(panels[0], runs, curves):
+    columns = min(4, len(runs))
+    rows = -(-len(runs) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False)
+    for panel in panels.flat[len(runs) :]:
+        panel.remove()
+    for panel, run, lines in zip(panels.flat, runs, curves):
         for name, points in lines.items():
             panel.plot(*zip(*points), label=name, linewidth=1)
         panel.set(title=run.name, xlabel="step", yscale="log")
