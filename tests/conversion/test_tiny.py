@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from modeling_baichuan_audio.conversion import make_tiny_checkpoint, tiny_config, tiny_model, tiny_tokenizer, untrained_checkpoint
+from modeling_baichuan_audio.conversion import (
+    convert,
+    find_checkpoint,
+    make_tiny_checkpoint,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+    untrained_checkpoint,
+)
 from modeling_baichuan_audio.processors.processing_baichuan_audio import SPECIAL_TOKENS
 
 
@@ -113,3 +121,14 @@ def test_half_made_untrained_checkpoint_is_made_again(tmp_path, monkeypatch):
     folder = untrained_checkpoint()
     (folder / "config.json").unlink()
     assert (untrained_checkpoint() / "config.json").is_file()
+
+
+def test_checkpoints_with_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert find_checkpoint("untrained") == untrained_checkpoint()
+    monkeypatch.setattr(convert, "__file__", str(tmp_path / "conversion" / "convert.py"))
+    with pytest.raises(ValueError, match="comes without the miniature"):
+        find_checkpoint("miniature")
+    (tmp_path / "miniature").mkdir()
+    (tmp_path / "miniature" / "config.json").write_text("{}")
+    assert find_checkpoint("miniature") == tmp_path / "miniature"

@@ -1,4 +1,5 @@
 import pytest
+import torch
 import yaml
 
 from modeling_baichuan_audio.training.recipe import SHIPPED_RECIPES, read_recipe
@@ -80,3 +81,31 @@ def test_files_that_are_no_recipes(tmp_path):
 def test_training_arguments_are_checked(write, training):
     with pytest.raises(ValueError, match="`training` section"):
         training_arguments(read_recipe(write(training=training | {"use_cpu": True})))
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED_RECIPES / "miniature").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_miniatures_recipes_are_complete(path):
+    recipe = read_recipe(f"miniature/{path.stem}")
+    arguments = training_arguments(recipe)
+    assert arguments.max_steps > 0 and arguments.save_steps <= arguments.max_steps
+    assert recipe.output == f"output/miniature-{path.stem}"
+    assert f"#   baichuan-audio train miniature/{path.stem} data.train={recipe.data.train}" in path.read_text()
+
+
+def test_half_precision_needs_no_other_device(write):
+    arguments = training_arguments(read_recipe(write(training={"bf16": True})))
+    assert arguments.bf16 and arguments.use_cpu == (not torch.accelerator.is_available())
+    assert training_arguments(read_recipe(write(training={"use_cpu": True}))).use_cpu
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"freeze": "model."}, "must be a list"),
+        ({"freeze": [3]}, "must be a list"),
+        ({"freeze": ["model."], "stage": "lora", "lora": {}}, "not for lora"),
+    ],
+)
+def test_what_cannot_be_frozen(write, values, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(**values))

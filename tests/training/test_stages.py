@@ -166,3 +166,13 @@ def test_adapters_switch_per_request(trained_adapter, tiny_folder):
 def test_bad_lora_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         lora_config(tiny_model(), **options)
+
+
+def test_frozen_parts_stay_as_they_are(tiny):
+    encoder = {name for name, _ in tiny.named_parameters() if name.startswith("model.audio_tokenizer.encoder.")}
+    everything = set(apply_stage(tiny, "tokenizer"))
+    assert encoder and encoder < everything
+    assert set(apply_stage(tiny, "tokenizer", ["model.audio_tokenizer.encoder."])) == everything - encoder
+    assert {name for name, parameter in tiny.named_parameters() if parameter.requires_grad} == everything - encoder
+    with pytest.raises(ValueError, match="Nothing to freeze is called nowhere."):
+        apply_stage(tiny, "tokenizer", ["nowhere."])
