@@ -4,15 +4,21 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def save_checkpoint(model, processor, folder: Path, replace: bool = False) -> None:
+def save_checkpoint(
+    model, processor, folder: Path, replace: bool = False, finish: Callable[[Path], None] | None = None, **settings: Any
+) -> None:
     """
     Writes model and processor under a temporary name beside `folder`, then moves them there.
 
     Args:
         replace: whether a folder with content may be in the way; it is deleted then.
+        finish (*optional*): called with the temporary folder before it is moved.
+        settings: further arguments of the model's `save_pretrained`.
 
     Raises:
         OSError: the folder has content and is not to be replaced.
@@ -20,8 +26,10 @@ def save_checkpoint(model, processor, folder: Path, replace: bool = False) -> No
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        model.save_pretrained(part)
+        model.save_pretrained(part, **settings)
         processor.save_pretrained(part)
+        if finish is not None:
+            finish(part)
         os.chmod(part, 0o755)
         if folder.exists():
             shutil.rmtree(folder) if replace else folder.rmdir()

@@ -7,15 +7,13 @@ their entries. In memory everything is float32 again.
 
 import argparse
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from ...conversion.files import save_checkpoint
 from ...modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from ...modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ...modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
@@ -57,7 +55,10 @@ def _replace(model: BaichuanAudioForCausalLM, name: str, source: str | Path) -> 
 
 
 def _remove_code(folder: Path) -> None:
-    """Takes out the copies of the code that a folder for the Hub carries, and what points to them: the package is at hand."""
+    """
+    Takes out the copies of the code that a folder for the Hub carries, and what points to them: the package is at hand. Weights become
+    readable by all, as they have to be once installed.
+    """
     for path in folder.glob("*.py"):
         path.unlink()
     for path in folder.glob("*config.json"):
@@ -65,6 +66,8 @@ def _remove_code(folder: Path) -> None:
         for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
             part.pop("auto_map", None)
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def assemble(
@@ -96,19 +99,15 @@ def assemble(
         state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model.generation_config.update(**_GENERATION)
     folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        model.save_pretrained(part, state_dict=state, max_shard_size=_LARGEST_FILE)
-        processor.save_pretrained(part)
-        if release:
-            _remove_code(part)
-        for path in (part, *part.glob("*.safetensors")):
-            os.chmod(path, 0o755 if path.is_dir() else 0o644)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    save_checkpoint(
+        model,
+        processor,
+        folder,
+        replace=True,
+        finish=_remove_code if release else None,
+        state_dict=state,
+        max_shard_size=_LARGEST_FILE,
+    )
     return folder
 
 
