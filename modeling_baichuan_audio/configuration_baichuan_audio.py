@@ -300,6 +300,7 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
             (`float`, defaults to 1): training, as HiFi-GAN weighs them (arXiv 2010.05646, section 2.4).
         stft_loss_weight, f0_loss_weight (`float`, default to 1): training, of the multi-resolution STFT loss and, where F0 targets
             are given, of the distance in Hz.
+        multi_scale_mel_loss_weight (`float`, defaults to 0): training, of log-mels at six window lengths (arXiv 2306.06546).
     """
 
     model_type = "baichuan_audio_vocoder"
@@ -326,6 +327,7 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
     audio_limit: float = 0.99
     mel_loss_weight: float = 45.0
     stft_loss_weight: float = 1.0
+    multi_scale_mel_loss_weight: float = 0.0
     f0_loss_weight: float = 1.0
     adversarial_loss_weight: float = 1.0
     feature_matching_loss_weight: float = 2.0
@@ -359,7 +361,7 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
             f"`base_channels` ({self.base_channels}) must be divisible by 2**{stages}: every stage halves it.",
         )
         _require_divisible(self, "istft_n_fft", "istft_hop_length")
-        for name in ("mel", "stft", "f0", "adversarial", "feature_matching"):
+        for name in ("mel", "stft", "multi_scale_mel", "f0", "adversarial", "feature_matching"):
             weight = getattr(self, f"{name}_loss_weight")
             _require(weight >= 0, f"`{name}_loss_weight` must not be negative, got {weight}.")
 

@@ -31,7 +31,8 @@ class BaichuanAudioVocoderOutput(ModelOutput):
     """
     Args:
         loss (`()`, float32, with `labels`): weighted sum of the losses below.
-        mel_loss, stft_loss (`()`, float32, with `labels`): L1 of log-mels; multi-resolution STFT loss (arXiv 1910.11480).
+        mel_loss, stft_loss, multi_scale_mel_loss (`()`, float32, with `labels`, where the config gives them a weight): L1 of log-mels;
+            multi-resolution STFT loss (arXiv 1910.11480); L1 of log-mels at six window lengths (arXiv 2306.06546).
         f0_loss (`()`, float32, with `f0_labels`): mean distance of F0 in Hz.
         waveform (`(batch, samples)`, float32): in [-0.99, 0.99], zero past the end.
         waveform_lengths (`(batch,)`, int64): valid samples.
@@ -41,6 +42,7 @@ class BaichuanAudioVocoderOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     mel_loss: torch.FloatTensor | None = None
     stft_loss: torch.FloatTensor | None = None
+    multi_scale_mel_loss: torch.FloatTensor | None = None
     f0_loss: torch.FloatTensor | None = None
     waveform: torch.FloatTensor | None = None
     waveform_lengths: torch.LongTensor | None = None
@@ -240,6 +242,13 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Snake):
             init.ones_(module.alpha)
+        elif isinstance(module, FloatConvTranspose1d):
+            # Linear interpolation in time: taps drawn apart from one another would leave a pattern that repeats with every frame
+            # (arXiv 1707.02937).
+            reach = module.kernel_size[0]
+            taps = (1 - (torch.arange(reach) - (reach - 1) / 2).abs() / module.stride[0]).clamp(min=0)
+            mixing = torch.empty(module.weight.shape[:2]).normal_(std=len(module.weight) ** -0.5)
+            init.copy_(module.weight, mixing[..., None] * taps)
 
     def _weight_norm_modules(self) -> dict[str, nn.Module]:
         """What the published vocoder trains with weight norm: every convolution but the ones that read the source signal."""
@@ -381,7 +390,7 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
             lengths = torch.full((batch,), frames, device=mel.device)
         mel = _masked(mel.float().transpose(1, 2), lengths)
         if labels is not None:
-            check_waveform_labels(labels, lengths, samples, config.hop_length)
+            check_waveform_labels(labels, lengths, samples, config)
         if f0_labels is not None:
             if labels is None or tuple(f0_labels.shape) != (batch, frames):
                 raise ValueError(f"`f0_labels` must be {(batch, frames)} and come with `labels`, got {tuple(f0_labels.shape)}.")
@@ -394,12 +403,10 @@ class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
         losses = {}
         if labels is not None:
             items = lengths.sum() if num_items_in_batch is None else num_items_in_batch
-            mel_loss, stft_loss = spectral_losses(waveform, labels, lengths, config, items)
-            loss = config.mel_loss_weight * mel_loss + config.stft_loss_weight * stft_loss
-            losses = {"loss": loss, "mel_loss": mel_loss, "stft_loss": stft_loss}
+            losses = spectral_losses(waveform, labels, lengths, config, items)
         if f0_labels is not None:
             losses["f0_loss"] = (f0 - f0_labels).abs().sum() / items  # both are zero past the end
-            losses["loss"] = loss + config.f0_loss_weight * losses["f0_loss"]
+            losses["loss"] = losses["loss"] + config.f0_loss_weight * losses["f0_loss"]
         return BaichuanAudioVocoderOutput(**losses, waveform=waveform, waveform_lengths=lengths * config.hop_length, f0=f0)
 
 

@@ -1,4 +1,4 @@
-"""Spectral losses between a generated and a real waveform: log-mel L1 and multi-resolution STFT (arXiv 1910.11480).
+"""Spectral losses between a generated and a real waveform: log-mel L1 at one or many scales, multi-resolution STFT (arXiv 1910.11480).
 
 Each is computed on the valid samples of a clip alone, so padding and the other clips of a batch never enter.
 """
@@ -6,11 +6,14 @@ Each is computed on the valid samples of a clip alone, so padding and the other 
 import torch
 
 from .configuration_baichuan_audio import BaichuanAudioVocoderConfig
-from .mel_spectrogram import vocoder_log_mel
+from .mel_spectrogram import slaney_filters, vocoder_log_mel
 
 
 # n_fft, hop and window in samples at 24 kHz (arXiv 1910.11480, table 1).
 STFT_RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+# Window in samples at 24 kHz, the hop a quarter of it, and mel bins (arXiv 2306.06546, section 3.4, without its two shortest; the
+# longest one tells apart lines 6 Hz from one another, so that lines at multiples of the frame rate are seen).
+MEL_SCALES = ((128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320), (4096, 320))
 
 
 def stft_magnitude(waveform: torch.Tensor, n_fft: int, hop_length: int, window_length: int) -> torch.Tensor:
@@ -53,7 +56,31 @@ def mel_loss(generated: torch.Tensor, target: torch.Tensor, config: BaichuanAudi
     return (vocoder_log_mel(generated, **analysis) - theirs).abs().mean((1, 2))
 
 
-def check_waveform_labels(labels: torch.Tensor, lengths: torch.Tensor, samples: int, hop_length: int) -> None:
+def multi_scale_mel_loss(generated: torch.Tensor, target: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+    """
+    L1 between log-mels at six window lengths, summed (arXiv 2306.06546, section 3.4). Unlike those of `mel_loss`, the frames do not
+    keep step with the mel's: what repeats with every frame is not hidden from it.
+
+    Args:
+        generated, target (`(batch, samples)`): without padding. sampling_rate: in Hz.
+
+    Returns:
+        `(batch,)` float32.
+    """
+    total = torch.zeros(len(target), device=target.device)
+    for n_fft, bins in MEL_SCALES:
+        filters = slaney_filters(n_fft, bins, sampling_rate).to(target.device)
+
+        def log_mel(waveform, n_fft=n_fft, filters=filters):
+            return (filters.T @ stft_magnitude(waveform, n_fft, n_fft // 4, n_fft)).clamp(min=1e-5).log()
+
+        with torch.no_grad():
+            theirs = log_mel(target)
+        total = total + (log_mel(generated) - theirs).abs().mean((1, 2))
+    return total
+
+
+def check_waveform_labels(labels: torch.Tensor, lengths: torch.Tensor, samples: int, config: BaichuanAudioVocoderConfig) -> None:
     """
     Refuses targets that the losses cannot be computed on.
 
@@ -65,11 +92,13 @@ def check_waveform_labels(labels: torch.Tensor, lengths: torch.Tensor, samples: 
     """
     if tuple(labels.shape) != (len(lengths), samples):
         raise ValueError(
-            f"`labels` must be waveforms of shape {(len(lengths), samples)}, {hop_length} samples per mel frame, "
+            f"`labels` must be waveforms of shape {(len(lengths), samples)}, {config.hop_length} samples per mel frame, "
             f"got {tuple(labels.shape)}."
         )
-    # Both analyses reflect half a window at the edges.
-    reach = max(*(n_fft // 2 for n_fft, _, _ in STFT_RESOLUTIONS), 3 * hop_length // 2)
+    # The analyses reflect half a window at the edges.
+    hop_length = config.hop_length
+    windows = (*STFT_RESOLUTIONS, *(MEL_SCALES if config.multi_scale_mel_loss_weight else ()))
+    reach = max(*(n_fft // 2 for n_fft, *_ in windows), 3 * hop_length // 2)
     shortest = int(lengths.min())
     if shortest * hop_length <= reach:
         raise ValueError(
@@ -88,9 +117,9 @@ def spectral_losses(
     lengths: torch.Tensor,
     config: BaichuanAudioVocoderConfig,
     num_items: torch.Tensor | int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> dict[str, torch.Tensor]:
     """
-    Mel loss and multi-resolution STFT loss of a batch; a clip counts by its share of frames.
+    The losses of a batch that the config gives a weight; a clip counts by its share of frames.
 
     Args:
         waveform, labels (`(batch, samples)`): generated and real, padded to a common length.
@@ -98,12 +127,19 @@ def spectral_losses(
         num_items: frames that the sums are divided by, `lengths.sum()` for a mean over this batch.
 
     Returns:
-        Two float32 scalars.
+        `mel_loss`, `stft_loss`, `multi_scale_mel_loss` of those in use, and their weighted sum as `loss`: float32 scalars.
     """
-    mel = stft = torch.zeros((), device=waveform.device)
+    measures = {
+        "mel_loss": lambda ours, theirs: mel_loss(ours, theirs, config),
+        "stft_loss": multi_resolution_stft_loss,
+        "multi_scale_mel_loss": lambda ours, theirs: multi_scale_mel_loss(ours, theirs, config.sampling_rate),
+    }
+    weights = {name: getattr(config, f"{name}_weight") for name in measures}
+    losses = {name: torch.zeros((), device=waveform.device) for name, weight in weights.items() if weight}
     for frames, rows in rows_by_length(lengths):
         samples = frames * config.hop_length
         ours, theirs = waveform[rows, :samples], labels[rows, :samples].float()
-        mel = mel + frames * mel_loss(ours, theirs, config).sum()
-        stft = stft + frames * multi_resolution_stft_loss(ours, theirs).sum()
-    return mel / num_items, stft / num_items
+        for name in losses:
+            losses[name] = losses[name] + frames * measures[name](ours, theirs).sum() / num_items
+    total = sum((weights[name] * loss for name, loss in losses.items()), torch.zeros((), device=waveform.device))
+    return {"loss": total, **losses}

@@ -16,11 +16,11 @@ from .collators import SpeechCollator
 from .flow_training import flow_targets
 from .layouts import LayoutBuilder, TokenIds
 from .mel_targets import tokenizer_mel_targets
-from .pitch import PitchTracks
+from .pitch import PitchTracks, pitch_track
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
 from .tokenizer_training import CTCTextLoss, FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
-from .vocoder_training import VocoderTrainingModule, vocoder_segment
+from .vocoder_training import VocoderTrainingModule, at_other_speed, vocoder_segment
 
 
 class Task:
@@ -268,9 +268,9 @@ class FlowMatchingTask(Task):
 
 
 class VocoderTask(Task):
-    """The vocoder on segments of real speech and their mel; `adversarial` adds the discriminators, `pitch` F0 targets."""
+    """The vocoder on segments of real speech and their mel; `adversarial` adds the discriminators, `pitch` F0 targets, `speed` voices."""
 
-    loss_options = ("segment_frames", "pitch", "adversarial", "period_width", "spectrogram_width")
+    loss_options = ("segment_frames", "speed", "pitch", "adversarial", "period_width", "spectrogram_width")
 
     def __init__(self, model, processor, recipe):
         if model.vocoder is None:
@@ -281,14 +281,19 @@ class VocoderTask(Task):
         if not isinstance(pitch, bool):
             raise ValueError(f"`loss.pitch` must be true or false, got {pitch!r}.")
         self.pitch = PitchTracks(config.sampling_rate, config.hop_length) if pitch else None
-        options = {name: self.options[name] for name in self.loss_options[2:] if name in self.options}
+        self.speed = self.options.get("speed")
+        if self.speed is not None and not (isinstance(self.speed, int | float) and 1 < self.speed <= 2):
+            raise ValueError(f"`loss.speed` must be a number above 1 and at most 2, got {self.speed!r}.")
+        options = {name: self.options[name] for name in self.loss_options[3:] if name in self.options}
         self.module = VocoderTrainingModule(model.vocoder, **options)
 
     def collate(self, rows):
         clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
         longest, hop = self.options.get("segment_frames", 50), self.model.config.vocoder_config.hop_length
         batch = {"clips": clips, "lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips])}
-        return batch if self.pitch is None else batch | {"pitch": [self.pitch(clip) for clip in clips]}
+        if self.pitch is None or self.speed is not None:  # at another speed the pitch is another one
+            return batch
+        return batch | {"pitch": [self.pitch(clip) for clip in clips]}
 
     def count_targets(self, batch):
         return batch["lengths"].sum()[None]
@@ -296,8 +301,11 @@ class VocoderTask(Task):
     def model_inputs(self, batch, counts):
         # Drawn here and not in `collate`, which runs ahead of the steps: a resumed run must draw the same segments.
         config, device = self.model.config.vocoder_config, batch["lengths"].device
-        pairs = zip(batch["clips"], batch["lengths"].tolist())
-        mels, waveforms, starts = zip(*(vocoder_segment(clip.cpu(), frames, config) for clip, frames in pairs))
+        clips, lengths = [clip.cpu() for clip in batch["clips"]], batch["lengths"].tolist()
+        if self.speed is not None:
+            clips = [at_other_speed(clip, frames, self.speed, config) for clip, frames in zip(clips, lengths)]
+        pairs = list(zip(clips, lengths))
+        mels, waveforms, starts = zip(*(vocoder_segment(clip, frames, config) for clip, frames in pairs))
         inputs = {
             "mel": nn.utils.rnn.pad_sequence(mels, batch_first=True).to(device),
             "labels": nn.utils.rnn.pad_sequence(waveforms, batch_first=True).to(device),
@@ -305,9 +313,14 @@ class VocoderTask(Task):
             "num_items_in_batch": None if counts is None else counts[0],
         }
         if self.pitch is not None:
-            tracks = [track[start : start + len(mel)] for track, start, mel in zip(batch["pitch"], starts, mels)]
+            pitch = batch["pitch"] if self.speed is None else [self._track(clip, config) for clip in clips]
+            tracks = [track[start : start + len(mel)] for track, start, mel in zip(pitch, starts, mels)]
             inputs["f0_labels"] = nn.utils.rnn.pad_sequence(tracks, batch_first=True).to(device)
         return inputs
+
+    @staticmethod
+    def _track(clip: torch.Tensor, config) -> torch.Tensor:
+        return pitch_track(clip, config.sampling_rate, config.hop_length, len(clip) // config.hop_length)
 
     def loss(self, outputs):
         # The two reach different parameters, so one backward pass serves both.

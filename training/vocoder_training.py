@@ -1,9 +1,11 @@
 """Training of the vocoder: random segments, and spectral losses with or without discriminators (HiFi-GAN, arXiv 2010.05646)."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import soxr
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
@@ -21,7 +23,8 @@ class VocoderTrainingOutput(ModelOutput):
     Args:
         loss (`()`, float32): the vocoder's, weighted sum of its parts below; its gradient reaches the vocoder alone.
         discriminator_loss (`()`, float32, with discriminators): its gradient reaches the discriminators alone.
-        mel_loss, stft_loss, f0_loss, adversarial_loss, feature_matching_loss (`()`, float32): unweighted parts, those that are in use.
+        mel_loss, stft_loss, multi_scale_mel_loss, f0_loss, adversarial_loss, feature_matching_loss (`()`, float32): unweighted parts,
+            those that are in use.
         waveform (`(batch, samples)`, float32): generated, zero past the end.
         waveform_lengths (`(batch,)`, int64): valid samples.
     """
@@ -30,6 +33,7 @@ class VocoderTrainingOutput(ModelOutput):
     discriminator_loss: torch.FloatTensor | None = None
     mel_loss: torch.FloatTensor | None = None
     stft_loss: torch.FloatTensor | None = None
+    multi_scale_mel_loss: torch.FloatTensor | None = None
     f0_loss: torch.FloatTensor | None = None
     adversarial_loss: torch.FloatTensor | None = None
     feature_matching_loss: torch.FloatTensor | None = None
@@ -131,11 +135,42 @@ class VocoderTrainingModule(nn.Module):
             loss=loss,
             mel_loss=output.mel_loss,
             stft_loss=output.stft_loss,
+            multi_scale_mel_loss=output.multi_scale_mel_loss,
             f0_loss=output.f0_loss,
             waveform=output.waveform,
             waveform_lengths=output.waveform_lengths,
             **losses,
         )
+
+
+def at_other_speed(
+    waveform: torch.Tensor,
+    frames: int,
+    most: float,
+    config: BaichuanAudioVocoderConfig,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """
+    Part of a clip played faster or slower, pitch and formants with it: a new voice, so to speak.
+
+    Args:
+        waveform (`(samples,)`, float32): at least `frames` mel frames.
+        frames: mel frames that must remain.
+        most: the factor is drawn between 1 / most and most, evenly on a logarithmic scale, and is lowered where a clip is too short.
+        generator (*optional*): of the draws; torch's global one by default.
+
+    Returns:
+        `(n,)` float32, n at least `frames * hop_length`: a random part of the clip that leaves a window's margin on both sides.
+    """
+    factor_draw, start_draw = torch.rand(2, generator=generator).tolist()
+    needed = frames * config.hop_length
+    factor = min(most ** (2 * factor_draw - 1), len(waveform) / (needed + 1))
+    taken = min(len(waveform), math.ceil((needed + 8 * config.hop_length) * factor))
+    start = int(start_draw * (len(waveform) - taken + 1))
+    part = waveform[start : start + taken].numpy()
+    changed = torch.from_numpy(soxr.resample(part, config.sampling_rate * factor, config.sampling_rate))
+    # Rounding of the rates may cost the last sample.
+    return nn.functional.pad(changed, (0, max(0, needed - len(changed))))
 
 
 def vocoder_segment(

@@ -10,7 +10,8 @@ from modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioVocod
 from modeling_baichuan_audio.conversion import tiny_config
 from modeling_baichuan_audio.mel_spectrogram import vocoder_log_mel
 from modeling_baichuan_audio.modeling_vocoder import _exp_limited, _limited
-from modeling_baichuan_audio.training.vocoder_training import vocoder_segment
+from modeling_baichuan_audio.training.vocoder_training import at_other_speed, vocoder_segment
+from modeling_baichuan_audio.vocoder_loss import MEL_SCALES, multi_scale_mel_loss
 
 
 HOP = 480
@@ -54,14 +55,14 @@ def numpy_magnitude(wave: np.ndarray, n_fft: int, hop: int, window: int, floor: 
     return np.sqrt(np.abs(spectrum) ** 2 + floor)
 
 
-def slaney_filters() -> np.ndarray:
-    """(80, 961): triangles on Slaney's scale (linear to 1 kHz, then 27 steps per factor 6.4), of unit area."""
+def slaney_filters(count: int = 80, n_fft: int = 1920, highest: float = 8000.0) -> np.ndarray:
+    """(count, n_fft / 2 + 1): triangles on Slaney's scale (linear to 1 kHz, then 27 steps per factor 6.4), of unit area."""
 
     def to_hertz(mel):
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * np.log(6.4) / 27))
 
-    corners = to_hertz(np.linspace(0, 15 + np.log(8) / (np.log(6.4) / 27), 82))
-    bins = np.linspace(0, 12000, 961)
+    corners = to_hertz(np.linspace(0, 15 + np.log(highest / 1000) / (np.log(6.4) / 27), count + 2))
+    bins = np.linspace(0, 12000, n_fft // 2 + 1)
     rows = []
     for low, mid, high in zip(corners, corners[1:], corners[2:]):
         triangle = np.maximum(0, np.minimum((bins - low) / (mid - low), (high - bins) / (high - mid)))
@@ -128,7 +129,9 @@ def test_clip_alone_equals_clip_in_a_padded_batch(vocoder):
     torch.testing.assert_close(pieces, totals, atol=1e-5, rtol=1e-5)
     for name, parameter in vocoder.named_parameters():
         scale = float(gradients[name].abs().max())
-        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-3 * scale, rtol=1e-3, msg=name)
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], atol=5e-3 * scale, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def dead_parameters(vocoder) -> set[str]:
@@ -336,3 +339,48 @@ def test_overfitting_a_tone():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-5:]) / 5 < 0.5 * losses[0], (losses[0], losses[-5:])
+
+
+def test_multi_scale_mel_loss_by_hand():
+    first, second = (wave[: 10 * HOP] for wave in voices(10, 11))
+    expected = 0.0
+    for n_fft, bins in MEL_SCALES:
+        filters = slaney_filters(bins, n_fft, 12000)
+        mels = [
+            numpy_magnitude(w.double().numpy(), n_fft, n_fft // 4, n_fft, 1e-7, n_fft // 2) @ filters.T for w in (first, second)
+        ]
+        expected += np.mean(np.abs(np.log(np.maximum(mels[0], 1e-5)) - np.log(np.maximum(mels[1], 1e-5))))
+    # Clips do not influence one another.
+    losses = multi_scale_mel_loss(torch.stack([first, second]), torch.stack([second, second]), 24000)
+    assert losses[0].item() == pytest.approx(expected, rel=1e-4) and losses[1].item() == 0.0
+
+
+def test_losses_without_weight_are_not_computed(vocoder):
+    mels, waves, lengths = batch_of(voices(20))
+    vocoder.config.mel_loss_weight, vocoder.config.stft_loss_weight, vocoder.config.multi_scale_mel_loss_weight = 0.0, 0.0, 2.0
+    output = vocoder(mels, lengths, labels=waves, seed=0)
+    assert output.mel_loss is None and output.stft_loss is None
+    torch.testing.assert_close(output.loss, 2.0 * multi_scale_mel_loss(output.waveform, waves, 24000)[0])
+
+
+def test_a_fresh_vocoder_begins_without_a_pattern_in_its_frames(tiny):
+    """Up-sampled constants stay constant away from the edges, whatever the rate."""
+    for stage in tiny.vocoder.stages:
+        with torch.no_grad():
+            states = stage.upsample(torch.ones(1, stage.upsample.in_channels, 30))[0, :, 5 * stage.rate : 25 * stage.rate]
+        torch.testing.assert_close(states, states[:, :1].expand_as(states), atol=1e-4, rtol=0)
+
+
+def test_a_part_at_another_speed_has_another_pitch():
+    config = BaichuanAudioVocoderConfig()
+    wave = 0.3 * torch.sin(2 * math.pi * 200 * torch.arange(100 * HOP) / 24000)
+    factors = []
+    for seed in range(20):
+        part = at_other_speed(wave, 40, 1.5, config, torch.Generator().manual_seed(seed))
+        assert len(part) >= 40 * HOP
+        spectrum = torch.fft.rfft(part[: 40 * HOP] * torch.hann_window(40 * HOP)).abs()
+        factors.append(spectrum.argmax().item() * 24000 / (40 * HOP) / 200)
+    assert min(factors) > 1 / 1.51 and max(factors) < 1.51
+    assert min(factors) < 0.85 and max(factors) > 1.15
+    # A clip that is hardly long enough is not made too short.
+    assert len(at_other_speed(wave[: 40 * HOP], 40, 1.5, config, torch.Generator().manual_seed(1))) >= 40 * HOP
