@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from helpers.flow import small_config, small_flow
 from helpers.golden import clip_keys, golden
 from torch import nn
 
@@ -99,9 +100,100 @@ def test_guidance_and_steps(flow):
 
 
 def test_time_grid(flow):
-    grid = flow.time_grid(10)
+    grid = flow.solver_settings(num_steps=10).time_grid()
     assert grid[0] == 0 and grid[-1] == pytest.approx(1) and len(grid) == 11
     assert grid[1] == pytest.approx(1 - math.cos(math.pi / 20))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"),
+    [
+        ("cosine", 1 - math.sqrt(0.5)),
+        ("linear", 0.5),
+        ("sway", 1 - math.sqrt(0.5)),  # a coefficient of -1 is the cosine
+        ("sway:0", 0.5),
+        ("sway:-0.4", 0.5 - 0.4 * (math.sqrt(0.5) - 0.5)),
+        ("sway:1", math.sqrt(0.5)),
+    ],
+)
+@torch.no_grad()
+def test_time_schedules(flow, schedule, middle):
+    grid = flow.solver_settings(num_steps=2, time_schedule=schedule).time_grid()
+    assert grid == pytest.approx([0, middle, 1])
+    states, noise = hidden("1.0")[None], flow.noise([0], torch.tensor([len(hidden("1.0"))]), len(hidden("1.0")))
+    condition = flow.prenet(states)
+    x = noise
+    for start, end in zip(grid, grid[1:]):
+        x = x + (end - start) * flow.estimator(x, torch.tensor([start]), condition)
+    mel = flow(states, noise=noise, num_steps=2, guidance=0.0, time_schedule=schedule).mel
+    torch.testing.assert_close(mel, x, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk_sizes", [None, [25, 50, 100], [7]])
+@pytest.mark.parametrize("lengths", [[230, 230], [230, 120], [9, 230]])
+def test_attention_by_chunks_equals_dense_attention(flow, lengths, chunk_sizes):
+    lengths = torch.tensor(lengths)
+    generator = torch.Generator().manual_seed(0)
+    condition, noise = torch.randn(2, 2, 230, 80, generator=generator).unbind()
+    fast, dense = (
+        flow.solve(condition, lengths, noise, num_steps=2, chunk_sizes=chunk_sizes, dense_attention=dense)
+        for dense in (False, True)
+    )
+    torch.testing.assert_close(fast, dense, atol=2e-5, rtol=0)
+    assert fast.any(-1).sum() == lengths.sum()
+
+
+@torch.no_grad()
+def test_spans_by_brute_force(flow):
+    lengths, sizes = torch.tensor([23, 12]), [4, 6, 5]
+    mask = flow.estimator.chunk_mask(lengths, 23, torch.float32, sizes)
+    spans = flow.estimator.chunk_spans(lengths, 23, torch.float32, sizes)
+    assert [(span.start, span.stop, span.seen) for span in spans] == [
+        (0, 4, 4),
+        (4, 10, 10),
+        (10, 15, 15),
+        (15, 20, 20),
+        (20, 23, 23),
+    ]
+    assert [span.mask is None for span in spans] == [True, True, False, False, False]
+    for span in spans:
+        seen = torch.zeros(2, 23, dtype=torch.bool)
+        seen[:, : span.seen] = True if span.mask is None else span.mask[:, 0, 0] == 0
+        assert torch.equal(seen[:, None].expand(2, span.stop - span.start, 23), mask[:, 0, span.start : span.stop] == 0)
+
+
+def test_gradients_of_attention_by_chunks_equal_those_of_dense_attention():
+    """Eager attention is the dense one, in training too."""
+    gradients = {}
+    generator = torch.Generator().manual_seed(0)
+    config = small_config()
+    states, labels = torch.randn(2, 27, config.input_size, generator=generator), torch.randn(2, 27, 8, generator=generator)
+    for implementation in ("eager", "sdpa"):
+        model = small_flow(implementation).train()
+        model(states, torch.tensor([27, 13]), labels=labels, seed=3).loss.backward()
+        gradients[implementation] = {name: parameter.grad for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(gradients["sdpa"], gradients["eager"], atol=1e-5, rtol=1e-4)
+    assert all(gradient.any() for gradient in gradients["sdpa"].values())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_estimator_compiles_in_one_graph():
+    model = small_flow()
+    states = torch.randn(2, 27, model.config.input_size, generator=torch.Generator().manual_seed(0))
+    expected = model(states, torch.tensor([27, 13]), seed=1).mel
+    model.estimator.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(model(states, torch.tensor([27, 13]), seed=1).mel, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_time_is_embedded_once(flow, monkeypatch):
+    calls = []
+    embed = flow.estimator.time_mlp.forward
+    monkeypatch.setattr(flow.estimator.time_mlp, "forward", lambda time: calls.append(len(time)) or embed(time))
+    flow(hidden("0.0")[None], num_steps=4)
+    assert calls == [4]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +204,11 @@ def test_time_grid(flow):
         ({"noise": torch.zeros(1, 3, 80)}, "`noise` must be"),
         ({"seed": [1, 2]}, "`seed` must be"),
         ({"seed": "x"}, "`seed` must be"),
+        ({"time_schedule": "sine"}, "`time_schedule` must be .* got 'sine'"),
+        ({"time_schedule": "sway:-2"}, "`time_schedule` must be .* got 'sway:-2'"),
+        ({"time_schedule": "sway:x"}, "`time_schedule` must be .* got 'sway:x'"),
+        ({"chunk_sizes": []}, "`chunk_sizes` must be"),
+        ({"chunk_sizes": [25, 0]}, "`chunk_sizes` must be"),
     ],
 )
 def test_bad_options_are_refused(flow, options, message):
