@@ -1,0 +1,253 @@
+"""What does flow matching cost, solved at once and as a stream?
+
+    python benchmarks/flow_matching.py --size released --compile
+
+One run compares three ways to solve the same clip, in turns, and prints medians:
+
+- reference: two passes of the estimator for each Euler step, with the condition and without, attention over all frames under a mask;
+- ours: one pass at twice the batch, attention chunk by chunk over the frames that a chunk sees;
+- compiled: the same with torch.compile on every stage.
+
+Then a longer clip, solved at once against streamed in pieces. Beside the times stands the arithmetic: floating-point operations of the
+products (a multiplication and an addition are two). Wall time is what a caller waits; processor time is what stays steady on a machine
+that does other work too, and with one thread on an idle machine the two agree. Weights are random and seeded without `--checkpoint`.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from modeling_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAudioFlowMatchingDecoder  # noqa: E402
+from modeling_baichuan_audio.modeling_flow_estimator import chunk_bounds  # noqa: E402
+from modeling_baichuan_audio.modeling_flow_solver import integrate  # noqa: E402
+
+
+# Departures from the released config.
+SIZES = {
+    "tiny": {
+        "input_size": 64,
+        "prenet_hidden_size": 32,
+        "prenet_layers": 2,
+        "prenet_attention_heads": 2,
+        "prenet_ffn_dim": 64,
+        "estimator_channels": 32,
+        "estimator_blocks": 1,
+        "estimator_mid_stages": 2,
+        "estimator_attention_heads": 2,
+        "estimator_head_dim": 16,
+    },
+    "mid": {"prenet_layers": 3, "estimator_mid_stages": 2, "estimator_blocks": 2},
+    "released": {},
+}
+
+
+def make_flow(size: str = "tiny", checkpoint: str | Path | None = None, dtype=torch.float32) -> BaichuanAudioFlowMatchingDecoder:
+    if checkpoint is not None:
+        return BaichuanAudioFlowMatchingDecoder.from_pretrained(checkpoint, dtype=dtype).eval()
+    torch.manual_seed(0)
+    flow = BaichuanAudioFlowMatchingDecoder._from_config(
+        BaichuanAudioFlowMatchingConfig(**SIZES[size]), attn_implementation="sdpa"
+    )
+    return flow.eval().to(dtype)
+
+
+def pass_flops(config: BaichuanAudioFlowMatchingConfig, frames: int, dense: bool) -> int:
+    """Floating-point operations of one clip's pass through the estimator: the products, not norms and activations."""
+    width, mel = config.estimator_channels, config.num_mel_bins
+    inner = config.estimator_attention_heads * config.estimator_head_dim
+    stages = config.estimator_mid_stages + 2
+    inputs = 2 * mel + config.estimator_mid_stages * width + 2 * width
+    weights = stages * config.estimator_blocks * (4 * width * inner + 8 * width**2)  # q, k, v, output; feed-forward part
+    weights += 4 * width * inputs + 3 * stages * width**2  # ResNet blocks: k 3 and k 1 on the input, k 3 after it
+    weights += 3 * 3 * width**2 + width * mel  # down, up and final convolution, projection
+    seen = frames**2 if dense else sum((end - start) * end for start, end in chunk_bounds(frames, [config.attention_chunk_size]))
+    return 2 * weights * frames + stages * config.estimator_blocks * 4 * inner * seen
+
+
+@torch.no_grad()
+def reference(flow, condition, noise, settings) -> torch.Tensor:
+    """Two sequential passes for each step under the dense mask."""
+    lengths = torch.tensor([condition.shape[1]])
+    mask = flow.estimator.chunk_mask(lengths, condition.shape[1], flow.estimator.dtype)
+    mel, grid = noise, settings.time_grid()
+    for start, end in zip(grid, grid[1:]):
+        time_now = torch.tensor([start])
+        velocity = (1 + settings.guidance) * flow.estimator(mel, time_now, condition, mask).float()
+        velocity = velocity - settings.guidance * flow.estimator(mel, time_now, torch.zeros_like(condition), mask).float()
+        mel = mel + (end - start) * velocity
+    return mel
+
+
+@torch.no_grad()
+def ours(flow, condition, noise, settings, estimator=None) -> torch.Tensor:
+    lengths = torch.tensor([condition.shape[1]] * 2)
+    attention = flow.estimator.visibility(lengths, condition.shape[1], settings.chunk_sizes)
+    return integrate(flow.estimator if estimator is None else estimator, noise, condition, settings, attention)
+
+
+def stream(flow, hidden_states, steps: int, piece: int) -> tuple[torch.Tensor, int]:
+    """The mel, and the bytes that the state holds at the end."""
+    state, mel = flow.start_stream([0], num_steps=steps), []
+    for part in hidden_states.split(piece, dim=1):
+        part, _, state = flow.stream(part, state)
+        mel.append(part)
+    mel.append(flow.stream(hidden_states[:, :0], state, final=True)[0])
+    caches = [cache for step in state.steps for stage in step.stages for cache in stage.attention]
+    return torch.cat(mel, dim=1), sum(cache.buffer.nbytes for cache in caches)
+
+
+def timed(ways: dict, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of wall and processor seconds, the ways taken in turns."""
+    times = {name: ([], []) for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            way()
+            times[name][0].append(time.perf_counter() - wall)
+            times[name][1].append(time.process_time() - processor)
+    return {name: {"wall": statistics.median(wall), "cpu": statistics.median(cpu)} for name, (wall, cpu) in times.items()}
+
+
+def measure(
+    flow: BaichuanAudioFlowMatchingDecoder,
+    seconds: float = 8.0,
+    steps: int | None = None,
+    repeats: int = 3,
+    compiled: bool = False,
+    stream_seconds: float = 60.0,
+    stream_steps: int = 2,
+    stream_repeats: int = 1,
+    piece: int = 8,
+) -> dict:
+    """
+    All figures of one model.
+
+    Args:
+        seconds, steps, repeats: of the comparison with the reference; the config's steps by default.
+        compiled: whether to time the compiled estimator too (compiling it is not timed).
+        stream_seconds, stream_steps, stream_repeats: of the stream against the same clip at once; 0 seconds leave it out. Both costs
+            are proportional to the steps, and so is the stream's memory.
+        piece: frames of each push.
+    """
+    config = flow.config
+    rate = config.sampling_rate / config.hop_length
+    settings = flow.solver_settings(num_steps=steps)
+    generator = torch.Generator().manual_seed(0)
+    frames = round(seconds * rate)
+    condition, noise = torch.randn(2, 1, frames, config.num_mel_bins, generator=generator).unbind()
+    condition = condition.to(flow.estimator.dtype)
+    ways = {
+        "reference": lambda: reference(flow, condition, noise, settings),
+        "ours": lambda: ours(flow, condition, noise, settings),
+    }
+    if compiled:
+        # Stage by stage: the middle ones share one graph, and compiling takes a fraction of the time.
+        estimator = copy.deepcopy(flow.estimator)
+        for stage in (estimator.down_stage, *estimator.mid_stages, estimator.up_stage):
+            stage.compile(dynamic=False)
+        ways["compiled"] = lambda: ours(flow, condition, noise, settings, estimator)
+    # The first run of each allocates and compiles; it shows that all give the same.
+    one_step = flow.solver_settings(num_steps=1)
+    mels = [reference(flow, condition, noise, one_step), ours(flow, condition, noise, one_step)]
+    if compiled:
+        mels.append(ours(flow, condition, noise, one_step, estimator))
+    result = {
+        "frames": frames,
+        "steps": settings.num_steps,
+        "times": timed(ways, repeats),
+        "flops": {name: 2 * settings.num_steps * pass_flops(config, frames, dense=name == "reference") for name in ways},
+        "largest_difference": max(float((mel - mels[0]).abs().max()) for mel in mels),
+    }
+    if stream_seconds:
+        frames = round(stream_seconds * rate)
+        hidden_states = torch.randn(1, frames, config.input_size, generator=generator)
+        made = {}
+        ways = {
+            "offline": lambda: made.update(offline=flow(hidden_states, seed=0, num_steps=stream_steps).mel),
+            "stream": lambda: made.update(stream=stream(flow, hidden_states, stream_steps, piece)),
+        }
+        with torch.no_grad():
+            times = timed(ways, stream_repeats)
+        mel, held = made["stream"]
+        result["stream"] = {
+            "frames": frames,
+            "steps": stream_steps,
+            "piece": piece,
+            "times": times,
+            "state_bytes": held,
+            "largest_difference": float((mel - made["offline"]).abs().max()),
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="released")
+    parser.add_argument("--checkpoint", help="a folder to load the decoder from, instead of random weights of --size")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, help="Euler steps; the config's by default")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--stream-seconds", type=float, default=60.0, help="0 leaves the stream out")
+    parser.add_argument("--stream-steps", type=int, default=2)
+    parser.add_argument("--stream-repeats", type=int, default=1)
+    parser.add_argument("--piece", type=int, default=8, help="frames of each push of the stream")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    flow = make_flow(arguments.size, arguments.checkpoint, getattr(torch, arguments.dtype))
+    environment = {
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.threads} threads used",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "model": arguments.checkpoint or f"{arguments.size}, random weights",
+        "dtype": arguments.dtype,
+    }
+    for name, value in environment.items():
+        print(f"{name:9s} {value}")
+    result = environment | measure(
+        flow,
+        arguments.seconds,
+        arguments.steps,
+        arguments.repeats,
+        arguments.compile,
+        arguments.stream_seconds,
+        arguments.stream_steps,
+        arguments.stream_repeats,
+        arguments.piece,
+    )
+    times, flops = result["times"], result["flops"]
+    print(f"\n{result['frames']} frames at once, {result['steps']} steps; largest difference {result['largest_difference']:.1e}")
+    print(f"{'':10s} {'wall s':>8s} {'cpu s':>8s} {'ratio':>6s} {'TFLOP':>7s} {'ratio':>6s} {'GFLOP/s':>8s}")
+    for name, taken in times.items():
+        ratio, work = times["reference"]["cpu"] / taken["cpu"], flops["reference"] / flops[name]
+        speed = flops[name] / taken["cpu"] / 1e9
+        print(
+            f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f} {flops[name] / 1e12:7.3f} {work:6.2f} {speed:8.1f}"
+        )
+    if "stream" in result:
+        part = result["stream"]
+        print(f"\n{part['frames']} frames at once and in pieces of {part['piece']}, {part['steps']} steps; ", end="")
+        print(f"largest difference {part['largest_difference']:.1e}, state {part['state_bytes'] / 1e6:.0f} MB")
+        for name, taken in part["times"].items():
+            ratio = taken["cpu"] / part["times"]["offline"]["cpu"]
+            print(f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
