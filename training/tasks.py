@@ -268,7 +268,7 @@ class FlowMatchingTask(Task):
 
 
 class VocoderTask(Task):
-    """The vocoder on segments of real speech and their mel; `adversarial` adds the discriminators, `pitch` F0 targets, `speed` voices."""
+    """The vocoder on segments of real speech; `adversarial` adds discriminators, `pitch` F0 targets, `speed` voices."""
 
     loss_options = ("segment_frames", "speed", "pitch", "adversarial", "period_width", "spectrogram_width")
 

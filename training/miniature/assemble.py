@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from ...configuration_baichuan_audio import BaichuanAudioConfig
 from ...conversion.files import save_checkpoint
 from ...modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from ...modeling_baichuan_audio import BaichuanAudioForCausalLM
@@ -47,11 +47,14 @@ def stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _replace(model: BaichuanAudioForCausalLM, name: str, source: str | Path) -> None:
-    part: nn.Module = model.audio_tokenizer if name == "audio_tokenizer" else getattr(model, name)
+    """Puts the part in with its own config. The config of the whole refuses parts that do not fit one another."""
+    part = _PARTS[name].from_pretrained(source, dtype=torch.float32)
+    setattr(model.model if name == "audio_tokenizer" else model, name, part)
+    setattr(model.config, f"{name}_config", part.config)
     try:
-        part.load_state_dict(_PARTS[name].from_pretrained(source, dtype=torch.float32).state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"The {name} of {source} does not fit: {' '.join(str(error).split())}") from error
+        BaichuanAudioConfig.from_dict(model.config.to_dict())
+    except ValueError as error:
+        raise ValueError(f"The {name} of {source} does not fit: {error}") from error
 
 
 def _remove_code(folder: Path) -> None:
