@@ -12,11 +12,12 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import CompileConfig, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
 from transformers.utils import ModelOutput
 
-from .generation_reply import ReplyRow, ReplyRules, ReplySampler, ReplyStepper, SamplingSettings, penalised
+from .generation_reply import ReplyRow, ReplyRules, ReplySampler, ReplyStepper
+from .generation_sampling import SamplingSettings, penalised
 from .modeling_common import draw_seeds
 
 
@@ -70,7 +71,8 @@ class BaichuanAudioGenerateOutput(ModelOutput):
         audio (`list` of `(samples,)` float32): each row's waveform, its pieces joined by 10 ms cross-fades; None when not asked for.
         segments (`list` of `list` of `dict`): each row's pieces in order, `{"type": "text", "token_ids": (n,)}` or
             `{"type": "audio", "audio_codes": (num_codebooks, frames)}`.
-        timings (`list` of `dict`): per row, seconds of prefill, decoding and waveforms of its batch, and its own number of steps.
+        timings (`list` of `dict`): per row, seconds of its batch: prefill, decoding, in it the LLM's steps (`language_seconds`) and the
+            frames (`audio_head_seconds`), and waveforms; and the row's own number of steps.
     """
 
     sequences: torch.LongTensor | None = None
@@ -234,13 +236,16 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
             "later": SamplingSettings.read(generation_config, "later_text_"),
             "audio": SamplingSettings.read(generation_config, "audio_"),
         }
-        sampler = ReplySampler(self, rows, settings, bool(generation_config.do_sample), draw_seeds(seed, batch))
+        compile_config = None
+        if self._valid_auto_compile_criteria(model_kwargs, generation_config):
+            compile_config = generation_config.compile_config or CompileConfig(fullgraph=True)
+        sampler = ReplySampler(self, rows, settings, bool(generation_config.do_sample), draw_seeds(seed, batch), compile_config)
         sampler.start(input_ids, model_kwargs.get("attention_mask"), generation_config.suppress_tokens)
         pad = generation_config._pad_token_tensor
         pad = self.config.audiotext_pad_token_id if pad is None else int(pad)
 
         started = time.perf_counter()
-        step = ReplyStepper(self, input_ids, model_kwargs)
+        step = ReplyStepper(self, input_ids, model_kwargs, compile_config)
         hidden = step.prefill()
         prefilled, sequences = time.perf_counter(), input_ids
         while True:
@@ -261,6 +266,8 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         seconds = {
             "prefill_seconds": prefilled - started,
             "decode_seconds": decoded - prefilled,
+            "language_seconds": step.watch.seconds(),
+            "audio_head_seconds": sampler.watch.seconds(),
             "waveform_seconds": time.perf_counter() - decoded,
         }
         return BaichuanAudioGenerateOutput(

@@ -1,82 +1,15 @@
-"""One spoken reply, step by step: drawing tokens and frames, and where each row of the batch stands."""
+"""One spoken reply, step by step: running the LLM, drawing tokens and frames, and where each row of the batch stands."""
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
-from transformers import GenerationConfig
+from torch import nn
+from transformers import CompileConfig, DynamicCache
 
+from .generation_sampling import SamplingColumns, SamplingSettings, choose_tokens, compiled, language_step, sample_frame
 from .modeling_common import seeded_generator
-
-
-@dataclass
-class SamplingSettings:
-    """How one kind of token is drawn.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-
-    def __post_init__(self):
-        if not (self.temperature > 0 and self.top_k >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0):
-            raise ValueError(
-                f"Sampling needs temperature > 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}."
-            )
-
-    @classmethod
-    def read(cls, generation_config: GenerationConfig, prefix: str = "") -> "SamplingSettings":
-        neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-        values = {name: getattr(generation_config, prefix + name, None) for name in neutral}
-        return cls(**{name: neutral[name] if value is None else value for name, value in values.items()})
-
-
-def penalised(scores: torch.Tensor, seen: torch.Tensor, penalty: float | torch.Tensor) -> torch.Tensor:
-    """Repetition penalty (arXiv 1909.05858): scores (rows, classes) of the classes `seen` (bool) moved away from being chosen."""
-    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-
-
-def choose_tokens(
-    logits: torch.Tensor,
-    settings: list[SamplingSettings],
-    seen: torch.Tensor,
-    uniforms: torch.Tensor,
-    do_sample: bool,
-) -> torch.Tensor:
-    """
-    One token per row: repetition penalty, then the best token, or temperature, top-k, top-p and a draw.
-
-    Args:
-        logits (`(rows, classes)`): -inf where a class is not allowed.
-        settings: one per row.
-        seen (`(rows, classes)`, bool): classes that the repetition penalty applies to.
-        uniforms (`(rows,)`): draws in [0, 1), one per row, turned into tokens by the inverse of the cumulative distribution.
-
-    Returns:
-        `(rows,)` int64.
-    """
-
-    def column(name):
-        return torch.tensor([getattr(row, name) for row in settings], device=logits.device, dtype=torch.float32)[:, None]
-
-    logits = penalised(logits.float(), seen, column("repetition_penalty"))
-    if not do_sample:
-        return logits.argmax(-1)
-    largest = max(row.top_k for row in settings) if all(row.top_k for row in settings) else logits.shape[-1]
-    values, tokens = (logits / column("temperature")).topk(min(largest, logits.shape[-1]), dim=-1)
-    ranks = torch.arange(values.shape[-1], device=logits.device)
-    top_k = torch.where(column("top_k") > 0, column("top_k"), torch.inf)
-    probabilities = values.masked_fill(ranks >= top_k, -torch.inf).softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill((before >= column("top_p")) & (ranks > 0), 0.0)
-    cumulative = probabilities.cumsum(-1)
-    drawn = (cumulative <= uniforms[:, None].to(cumulative) * cumulative[:, -1:]).sum(-1, keepdim=True)
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding must never reach an excluded token
-    return tokens.gather(1, drawn.minimum(last))[:, 0]
 
 
 @dataclass
@@ -154,50 +87,106 @@ class ReplyRow:
         self.frames = []
 
 
-class ReplyStepper:
-    """Runs the LLM: the whole prompt once, then one position per step. Audio frames never touch the text head."""
+class Stopwatch:
+    """Seconds spent in a kind of work, told apart on a GPU by events, which nothing waits for until the sum is read."""
 
-    def __init__(self, model, input_ids: torch.LongTensor, model_kwargs: dict):
+    def __init__(self, device: torch.device):
+        self.on_gpu, self.total, self.spans = device.type == "cuda", 0.0, []
+
+    def __enter__(self):
+        self.started = self._now()
+
+    def __exit__(self, *_):
+        if self.on_gpu:
+            self.spans.append((self.started, self._now()))
+        else:
+            self.total += time.perf_counter() - self.started
+
+    def _now(self):
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> float:
+        if self.on_gpu and self.spans:
+            torch.cuda.synchronize()
+            self.total += sum(start.elapsed_time(end) for start, end in self.spans) / 1000
+            self.spans = []
+        return self.total
+
+
+class ReplyStepper:
+    """
+    Runs the LLM: the whole prompt once, then one position per step. Audio frames never touch the text head.
+
+    Args:
+        model: the whole model. input_ids, model_kwargs: as `generate` prepared them.
+        compile_config (*optional*): how to compile a step, with a cache of fixed size. None for plain eager steps.
+    """
+
+    def __init__(self, model, input_ids: torch.LongTensor, model_kwargs: dict, compile_config: CompileConfig | None = None):
         self.model, self.input_ids, self.model_kwargs = model, input_ids, model_kwargs
         self.cache = model_kwargs["past_key_values"]
         self.mask = model_kwargs.get("attention_mask")
+        self.watch = Stopwatch(model.device)
+        self.step = language_step if compile_config is None else compiled(language_step, compile_config)
 
     def prefill(self) -> torch.Tensor:
         """(batch, hidden_size): the final hidden state after the prompt."""
         inputs = self.model.prepare_inputs_for_generation(self.input_ids, is_first_iteration=True, **self.model_kwargs)
         inputs = {name: value for name, value in inputs.items() if name not in ("logits_to_keep", "use_cache")}
-        lengths = self.input_ids.shape[1] if self.mask is None else self.mask.sum(-1)
-        self.positions = torch.zeros(self.input_ids.shape[0], dtype=torch.long, device=self.model.device) + lengths
-        return self.model.model(**inputs, use_cache=True).last_hidden_state[:, -1]
+        batch, prompt = self.input_ids.shape
+        lengths = prompt if self.mask is None else self.mask.sum(-1)
+        self.positions = torch.zeros(batch, dtype=torch.long, device=self.model.device) + lengths
+        hidden = self.model.model(**inputs, use_cache=True).last_hidden_state[:, -1]
+        # A cache of fixed size wants a mask of its size: what is not yet written is hidden by causality.
+        self.grows = type(self.cache) is DynamicCache
+        if self.mask is not None and not self.grows:
+            self.mask = nn.functional.pad(self.mask, (0, self.cache.layers[0].max_cache_len - prompt), value=1)
+        return hidden
 
     def advance(self, tokens: torch.LongTensor, codes: torch.LongTensor) -> torch.Tensor:
         """Tokens (batch,) and their code frames (batch, num_codebooks), -1 in text rows -> the next hidden state."""
+        if self.mask is not None and self.grows:
+            self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
         base = self.model.model
-        is_frame = (codes[:, 0] >= 0)[:, None]
-        embeds = base.get_input_embeddings()(tokens.to(base.device))
-        embeds = torch.where(is_frame, base.embed_codes(codes.clamp(min=0)).to(embeds.dtype), embeds)
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], 1)], dim=1)
-        outputs = base(
-            inputs_embeds=embeds[:, None],
-            attention_mask=self.mask,
-            position_ids=self.positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        with self.watch:
+            hidden = self.step(base, tokens.to(base.device), codes, self.mask, self.positions, self.cache)
         self.positions = self.positions + 1
-        return outputs.last_hidden_state[:, -1]
+        return hidden
 
 
 class ReplySampler:
-    """Draws the next token or frame of every row, each by its own rules, history and random stream."""
+    """
+    Draws the next token or frame of every row, each by its own rules, history and random stream.
+
+    Args:
+        model: the whole model. rows: where each stands.
+        settings: "first", "later" and "audio": for text before the first audio of a reply, text after it, and frames.
+        do_sample: False for the best class every time. seeds: one per row.
+        compile_config (*optional*): how to compile the drawing of a frame; None for eager.
+    """
 
     DRAWS_AHEAD = 256
 
-    def __init__(self, model, rows: list[ReplyRow], settings: dict[str, SamplingSettings], do_sample: bool, seeds: list[int]):
+    def __init__(
+        self,
+        model,
+        rows: list[ReplyRow],
+        settings: dict[str, SamplingSettings],
+        do_sample: bool,
+        seeds: list[int],
+        compile_config: CompileConfig | None = None,
+    ):
         self.model, self.rows, self.settings, self.do_sample, self.seeds = model, rows, settings, do_sample, seeds
         self.sizes = model.config.audio_tokenizer_config.codebook_sizes
         self.generators = [seeded_generator(seed, "tokens") for seed in seeds]
+        self.audio_settings = SamplingColumns.of([settings["audio"]] * len(rows), model.device)
+        self.is_compiled = compile_config is not None
+        self.sample_frame = compiled(sample_frame, compile_config) if self.is_compiled else sample_frame
+        self.watch = Stopwatch(model.device)
         self.steps = 0
 
     def start(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, suppressed: list[int] | None) -> None:
@@ -206,7 +195,10 @@ class ReplySampler:
         counted = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         seen = torch.zeros(len(self.rows), model.vocab_size, dtype=torch.long, device=device)
         self.seen_text = seen.scatter_add(1, input_ids.to(device), counted.to(device)) > 0
-        self.seen_codes = [torch.zeros(len(self.rows), size + 1, dtype=torch.bool, device=device) for size in self.sizes]
+        # One row of all codebooks' classes, each codebook with its end-of-audio class.
+        starts = torch.tensor([0, *(size + 1 for size in self.sizes)]).cumsum(0)
+        self.code_starts, classes = starts[:-1].to(device), int(starts[-1])
+        self.seen_codes = torch.zeros(len(self.rows), classes, dtype=torch.bool, device=device)
         banned = (set(config.special_token_ids) - {config.audiogen_start_token_id}) | set(suppressed or ())
         self.banned = torch.zeros(model.vocab_size, dtype=torch.bool, device=device)
         self.banned[list(banned)] = True
@@ -256,8 +248,7 @@ class ReplySampler:
         return tokens.to(torch.long), codes
 
     def _end_audio(self, index: int, frame: torch.Tensor | None) -> int:
-        for seen in self.seen_codes:  # the penalty looks at one piece of audio only
-            seen[index] = False
+        self.seen_codes[index] = False  # the penalty looks at one piece of audio only
         return self.rows[index].accept_frame(frame)
 
     def _sample_text(self, hidden, indices, uniforms) -> torch.LongTensor:
@@ -267,18 +258,28 @@ class ReplySampler:
         start = self.model.config.audiogen_start_token_id  # audio needs text to speak
         logits[:, start] = logits[:, start].masked_fill(silent, -torch.inf)
         settings = [self.settings["later" if row.spoken_pieces else "first"] for row in rows]
-        return choose_tokens(logits, settings, self.seen_text[indices], uniforms[indices, 0], self.do_sample)
+        columns = SamplingColumns.of(settings, logits.device)
+        return choose_tokens(logits, columns, self.seen_text[indices], uniforms[indices, 0], self.do_sample)
 
     def _sample_frames(self, hidden, indices, uniforms) -> torch.LongTensor:
-        settings = [self.settings["audio"]] * len(indices)
-        tables = self.model.model.audio_embed_layers
-
-        def sample_code(codebook, logits):
-            seen = self.seen_codes[codebook][indices][:, : logits.shape[1]]
-            chosen = choose_tokens(logits, settings, seen, uniforms[indices, 1 + codebook], self.do_sample)
-            self.seen_codes[codebook][indices, chosen] = True
-            return chosen
-
-        return self.model.audio_head.generate_frame(
-            hidden[indices], lambda codebook, chosen: tables[codebook](chosen), sample_code
-        )
+        """Frames of the rows `indices`. A graph serves the whole batch: its shape must not change with the rows in audio."""
+        everyone = self.is_compiled or len(indices) == len(self.rows)
+        chosen = slice(None) if everyone else torch.tensor(indices, device=hidden.device)
+        settings = self.audio_settings if everyone else SamplingColumns.of([self.settings["audio"]] * len(indices), hidden.device)
+        with self.watch:
+            frames = self.sample_frame(
+                self.model.audio_head,
+                self.model.model.audio_embed_layers,
+                hidden[chosen],
+                self.seen_codes[chosen],
+                settings,
+                uniforms[chosen, 1:],
+                self.do_sample,
+            )
+        if everyone and len(indices) < len(self.rows):
+            frames = frames[indices]
+        elif self.is_compiled:
+            frames = frames.clone()  # a CUDA graph writes its next result into the same memory
+        rows = torch.tensor(indices, device=hidden.device)[:, None]
+        self.seen_codes[rows, frames + self.code_starts] = True
+        return frames
