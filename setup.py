@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 
 ROOT = Path(__file__).parent
@@ -10,6 +11,16 @@ PARTS = ["processors", "conversion", "training", "training.miniature", "evaluati
 EVAL = ["rapidfuzz>=3"]
 PLOT = ["matplotlib>=3.8"]
 TEST = [*EVAL, *PLOT, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
+
+
+class BuildWithCard(build_py):
+    """Puts the model card into the package: cards of saved checkpoints are made from it."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.copy_file(str(ROOT / "model_card.md"), str(Path(self.build_lib) / NAME / "model_card.md"))
+
 
 setup(
     name="baichuan-audio",
@@ -22,6 +33,7 @@ setup(
     python_requires=">=3.10",
     packages=[NAME, *(f"{NAME}.{part}" for part in PARTS)],
     package_dir={NAME: NAME, **{f"{NAME}.{part}": part.replace(".", "/") for part in PARTS}},
+    cmdclass={"build_py": BuildWithCard},
     package_data={
         f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml"],
         f"{NAME}.evaluation": ["judges.txt"],

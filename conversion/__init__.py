@@ -1,7 +1,8 @@
-"""Checkpoints: converting the original ones, adding the vocoder, making small untrained ones."""
+"""Checkpoints: converting the original ones, adding the vocoder, export to the Hub, making small untrained ones."""
 
 from .build import BuildReport, build_checkpoint
 from .convert import ConversionReport, convert_checkpoint, find_checkpoint
+from .export import export_checkpoint
 from .tiny import make_tiny_checkpoint, tiny_config, tiny_model, tiny_processor, tiny_tokenizer, untrained_checkpoint
 from .vocoder import convert_vocoder, fold_weight_norm, read_vocoder_file
 
@@ -12,6 +13,7 @@ __all__ = [
     "ConversionReport",
     "convert_checkpoint",
     "convert_vocoder",
+    "export_checkpoint",
     "find_checkpoint",
     "fold_weight_norm",
     "make_tiny_checkpoint",

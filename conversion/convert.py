@@ -5,7 +5,6 @@ reported before anything is written, and each finished shard is moved into place
 it stopped.
 """
 
-import contextlib
 import json
 import re
 import shutil
@@ -16,14 +15,11 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig
-from transformers.dynamic_module_utils import custom_object_save
 
 from ..configuration_baichuan_audio import BaichuanAudioConfig
-from ..generation_baichuan_audio import set_generation_defaults
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..original_format import DROPPED_KEYS, KEY_RENAMES, KEY_SPLITS, ORIGINAL_MODEL_TYPE, VISION_KEYS
-from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
+from .companions import save_companions
 from .tiny import untrained_checkpoint
 from .vocoder import convert_vocoder, read_vocoder_file
 
@@ -217,6 +213,19 @@ def plan_conversion(
     return plans, dropped, vision
 
 
+def split_plan(plan: list[PlannedTensor], max_size: int | None) -> list[list[PlannedTensor]]:
+    """A file's tensors, in order, as groups of at most `max_size` bytes; a larger tensor has a group of its own."""
+    groups, size = [], 0
+    for tensor in plan:
+        nbytes = torch.Size(tensor.shape).numel() * _TORCH_DTYPES[tensor.dtype].itemsize
+        if not groups or (max_size is not None and size + nbytes > max_size):
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += nbytes
+    return groups
+
+
 def write_shard(
     path: Path, tensors: list[tuple[str, list[int], str]], read: Callable[[int], torch.Tensor], tick: Callable[[int], None]
 ) -> int:
@@ -263,43 +272,13 @@ def _with_vocoder(config: BaichuanAudioConfig, hift: str | Path) -> tuple[Baichu
     return config, {f"vocoder.{name}": tensor for name, tensor in state.items()}
 
 
-def _save_companions(source: Path, target: Path, config: BaichuanAudioConfig) -> None:
-    """Config with its code files, generation config, tokenizer and processor."""
-    with torch.device("meta"):
-        model = BaichuanAudioForCausalLM(config)
-    config.architectures = [BaichuanAudioForCausalLM.__name__]
-    model.set_auto_map()
-    custom_object_save(model, target, config=config)
-    config.save_pretrained(target)
-    if (source / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(source)
-    else:
-        generation = GenerationConfig()
-    set_generation_defaults(generation)
-    if (source / "tokenizer_config.json").is_file():
-        processor = BaichuanAudioProcessor.from_pretrained(source)
-        processor.save_pretrained(target)
-        if generation.audio_switch_token_ids is None:
-            generation.audio_switch_token_ids = processor.audio_switch_token_ids()
-        if generation.eos_token_id is None:
-            generation.eos_token_id = processor.tokenizer.eos_token_id
-        if generation.pad_token_id is None:
-            generation.pad_token_id = processor.tokenizer.pad_token_id
-    else:
-        with contextlib.suppress(OSError):  # a model saved without its processor has none to carry along
-            BaichuanAudioFeatureExtractor.from_pretrained(source).save_pretrained(target)
-    generation.save_pretrained(target)
-    for name in ("LICENSE", "NOTICE"):
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
-
-
 def convert_checkpoint(
     checkpoint: str | Path,
     output: str | Path,
     hift: str | Path | None = None,
     dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    max_shard_size: int | None = None,
 ) -> ConversionReport:
     """
     Converts an original checkpoint, or adds a vocoder to a converted one.
@@ -310,6 +289,7 @@ def convert_checkpoint(
         hift (*optional*): the vocoder's `hift.pt`.
         dtype (*optional*): of the floating-point tensors except the vocoder's; unchanged by default.
         progress: called with bytes written and bytes in all.
+        max_shard_size (*optional*): most bytes of a weight file, but for a single larger tensor; as the source's files are by default.
 
     Raises:
         ValueError: anything that is missing, misshapen or in the way. Nothing has been written then.
@@ -330,6 +310,7 @@ def convert_checkpoint(
     if hift is not None and config.vocoder_config is not None:
         raise ValueError(f"{checkpoint} has a vocoder already.")
     plans, dropped, vision = plan_conversion(shards, _expected_shapes(config), dtype)
+    parts = [(piece, shard) for plan, shard in zip(plans, shards) for piece in split_plan(plan, max_shard_size)]
     vocoder_state: dict[str, torch.Tensor] = {}
     if hift is not None:
         config, vocoder_state = _with_vocoder(config, hift)
@@ -340,7 +321,7 @@ def convert_checkpoint(
             "files": [
                 [str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in [*shards, *([Path(hift)] if hift else [])]
             ],
-            "plan": [[asdict(tensor) for tensor in plan] for plan in plans],
+            "plan": [[asdict(tensor) for tensor in plan] for plan, _ in parts],
         },
         sort_keys=True,
     )
@@ -351,8 +332,7 @@ def convert_checkpoint(
 
     jobs = [
         ([(t.name, t.shape, t.dtype) for t in plan], lambda i, plan=plan, shard=shard: plan[i].read(shard))
-        for plan, shard in zip(plans, shards, strict=True)
-        if plan
+        for plan, shard in parts
     ]
     if vocoder_state:
         tensors = list(vocoder_state.items())
@@ -377,7 +357,7 @@ def convert_checkpoint(
             write_shard(part / name, specs, read, tick)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    _save_companions(source, part, config)
+    save_companions(source, part, config)
     (part / "plan.json").unlink()
     if output.is_dir():
         output.rmdir()

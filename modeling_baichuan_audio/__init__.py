@@ -21,6 +21,9 @@ from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioModel
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
+from .modeling_waveform_decoder import BaichuanAudioWaveformDecoder
+from .pipeline_flow_matching_vocoder import FlowMatchingVocoderPipeline
+from .pipeline_speech import BaichuanAudioAnyToAnyPipeline, BaichuanAudioTextToAudioPipeline
 from .processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 
 
@@ -29,6 +32,7 @@ __version__ = "0.1.0"
 _registration.register()
 
 __all__ = [
+    "BaichuanAudioAnyToAnyPipeline",
     "BaichuanAudioConfig",
     "BaichuanAudioFeatureExtractor",
     "BaichuanAudioFlowMatchingConfig",
@@ -39,8 +43,11 @@ __all__ = [
     "BaichuanAudioHeadConfig",
     "BaichuanAudioModel",
     "BaichuanAudioProcessor",
+    "BaichuanAudioTextToAudioPipeline",
     "BaichuanAudioTokenizerConfig",
     "BaichuanAudioTokenizerModel",
     "BaichuanAudioVocoder",
     "BaichuanAudioVocoderConfig",
+    "BaichuanAudioWaveformDecoder",
+    "FlowMatchingVocoderPipeline",
 ]

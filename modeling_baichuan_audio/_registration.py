@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForAudioTokenization,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoModelForTextToSpectrogram,
     AutoModelForTextToWaveform,
     AutoProcessor,
     FeatureExtractionMixin,
@@ -17,6 +18,7 @@ from transformers import (
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, Split, WeightConverter, WeightRenaming
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
 from .configuration_baichuan_audio import (
@@ -28,10 +30,15 @@ from .configuration_baichuan_audio import (
 )
 from .modeling_audio_head import BaichuanAudioHead
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
-from .modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioModel
+from .modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioModel, TokenizerOfCheckpoint
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
+from .modeling_waveform_decoder import BaichuanAudioWaveformDecoder
 from .original_format import KEY_RENAMES, KEY_SPLITS, ORIGINAL_MODEL_TYPE, is_original_config
+from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES as VOCODER_PIPELINES
+from .pipeline_flow_matching_vocoder import TASK, FlowMatchingVocoderPipeline
+from .pipeline_speech import CUSTOM_PIPELINES as SPEECH_PIPELINES
+from .pipeline_speech import BaichuanAudioAnyToAnyPipeline, BaichuanAudioTextToAudioPipeline
 from .processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 
 
@@ -82,8 +89,22 @@ def _read_original_feature_extractors() -> None:
     FeatureExtractionMixin.get_feature_extractor_dict = classmethod(get_feature_extractor_dict)
 
 
+def _register_pipelines() -> None:
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, pipeline_class=FlowMatchingVocoderPipeline, pt_model=AutoModelForTextToSpectrogram, type="audio"
+        )
+    # There is no hook for a model's own variety of a task. These classes leave every other model to the ones they stand for.
+    for task, pipeline_class in {
+        "any-to-any": BaichuanAudioAnyToAnyPipeline,
+        "text-to-audio": BaichuanAudioTextToAudioPipeline,
+    }.items():
+        PIPELINE_REGISTRY.supported_tasks[task] = PIPELINE_REGISTRY.supported_tasks[task] | {"impl": pipeline_class}
+    BaichuanAudioConfig._registered_tasks = (*VOCODER_PIPELINES, *SPEECH_PIPELINES)
+
+
 def register() -> None:
-    """Registers configs, models, processors and the original checkpoints' tensor names. Safe to call again."""
+    """Registers configs, models, processors, pipelines and the original checkpoints' tensor names. Safe to call again."""
     for config_class, model_class in PARTS.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
@@ -92,6 +113,8 @@ def register() -> None:
     CONFIG_MAPPING.register(ORIGINAL_MODEL_TYPE, BaichuanAudioConfig, exist_ok=True)
     AutoModel.register(BaichuanAudioConfig, BaichuanAudioModel, exist_ok=True)
     AutoModelForAudioTokenization.register(BaichuanAudioTokenizerConfig, BaichuanAudioTokenizerModel, exist_ok=True)
+    AutoModelForAudioTokenization.register(BaichuanAudioConfig, TokenizerOfCheckpoint, exist_ok=True)
+    AutoModelForTextToSpectrogram.register(BaichuanAudioConfig, BaichuanAudioWaveformDecoder, exist_ok=True)
     for auto_class in (AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForTextToWaveform):
         auto_class.register(BaichuanAudioConfig, BaichuanAudioForCausalLM, exist_ok=True)
     AutoFeatureExtractor.register(BaichuanAudioConfig, BaichuanAudioFeatureExtractor, exist_ok=True)
@@ -100,10 +123,4 @@ def register() -> None:
 
     for config_class in (BaichuanAudioConfig, *PARTS):
         register_checkpoint_conversion_mapping(config_class.model_type, weight_conversions(), overwrite=True)
-
-    # Saving copies the code files next to the weights, so that the folder works on the Hub without this package.
-    BaichuanAudioConfig.register_for_auto_class("AutoConfig")
-    BaichuanAudioModel.register_for_auto_class("AutoModel")
-    BaichuanAudioForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-    BaichuanAudioFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
-    BaichuanAudioProcessor.register_for_auto_class("AutoProcessor")
+    _register_pipelines()

@@ -1,7 +1,8 @@
-"""Sub-commands about checkpoints and training: convert, build, tokenize, train, info."""
+"""Sub-commands about checkpoints and training: convert, export, build, tokenize, train, info."""
 
 import importlib.util
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -24,7 +25,7 @@ from .cli_common import (
     one_line_errors,
 )
 from .configuration_baichuan_audio import BaichuanAudioConfig
-from .conversion import build_checkpoint, convert_checkpoint, find_checkpoint
+from .conversion import build_checkpoint, convert_checkpoint, export_checkpoint, find_checkpoint
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 
 
@@ -46,6 +47,18 @@ def require_training_extra() -> None:
         raise ValueError(f'Training needs {", ".join(missing)}: pip install "baichuan-audio[train]".')
 
 
+@contextmanager
+def byte_progress(description: str):
+    """A progress bar, as the function of bytes done and bytes in all that moves it."""
+    with tqdm(unit="B", unit_scale=True, desc=description, leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[str, typer.Argument(help="Original (or converted) checkpoint: folder or Hub id.")],
@@ -58,16 +71,28 @@ def convert(
     """Convert an original checkpoint, or add a vocoder to a converted one."""
     with one_line_errors():
         torch_dtype = named_dtype(dtype)
-        with tqdm(unit="B", unit_scale=True, desc="converting", leave=False, disable=not sys.stderr.isatty()) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with byte_progress("converting") as progress:
             report = convert_checkpoint(checkpoint, output, hift, torch_dtype, progress)
         typer.echo(
             f"{output}: {report.tensors} tensors, {report.total_bytes / 1e9:.2f} GB in {len(report.shards)} files; "
             f"{report.dropped} unused tensors dropped, {report.vision} vision tensors ignored."
+        )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help='Checkpoint: folder, Hub id, "untrained" or "miniature".')],
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    push: Annotated[Optional[str], typer.Option(help="Hub repository to upload it to as well.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+) -> None:
+    """Write a folder for the Hub that works without this package."""
+    with one_line_errors():
+        with byte_progress("exporting") as progress:
+            report = export_checkpoint(checkpoint, folder, push, private, progress=progress)
+        pushed = "" if push is None else f"; pushed to {push}"
+        typer.echo(
+            f"{folder}: {report.tensors} tensors, {report.total_bytes / 1e9:.2f} GB in {len(report.shards)} weight files{pushed}"
         )
 
 

@@ -36,6 +36,14 @@ def _require_codebooks(sizes: list[int]) -> None:
 class _ReadsOriginalFormat:
     """Lets a config class read the flat `config.json` of the released checkpoints wherever it reads its own."""
 
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        # transformers takes every class with "Tokenizer" in its name for a text tokenizer, and names it as (slow, fast).
+        if output.get("auto_map"):
+            references = output["auto_map"].items()
+            output["auto_map"] = {name: one if isinstance(one, str) else one[0] for name, one in references}
+        return output
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -402,6 +410,8 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
     """
 
     model_type = "baichuan_audio"
+    # Tasks that this process has pipelines for. Where a config names its own, transformers asks for `trust_remote_code` all the same.
+    _registered_tasks = ()
     sub_configs_defaults = {
         "text_config": SubConfigSpec(
             config_class=AutoConfig,
@@ -447,7 +457,9 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         follow_text = self.audio_head_config is None
-        super().__post_init__(**kwargs)
+        pipelines = kwargs.pop("custom_pipelines", {})
+        kept = {task: entry for task, entry in pipelines.items() if task not in self._registered_tasks}
+        super().__post_init__(**kwargs, **({"custom_pipelines": kept} if kept else {}))
         tokenizer = self.audio_tokenizer_config
         if follow_text:
             self.audio_head_config = BaichuanAudioHeadConfig(

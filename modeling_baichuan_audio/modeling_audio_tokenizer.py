@@ -144,6 +144,7 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
 
     config: BaichuanAudioTokenizerConfig
     base_model_prefix = "model.audio_tokenizer"
+    _more_auto_classes = ("AutoModelForAudioTokenization",)
     _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     main_input_name = "input_features"
     input_modalities = ("audio",)

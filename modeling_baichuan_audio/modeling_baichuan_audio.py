@@ -1,5 +1,6 @@
 """Baichuan-Audio (arXiv 2502.17239): an LLM that reads and writes text and audio codes, with the parts that make codes and sound."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,21 +12,30 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .generation_baichuan_audio import BaichuanAudioGenerationMixin, set_generation_defaults
+from .hub_card import write_card
 from .modeling_audio_head import BaichuanAudioHead
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
-from .modeling_common import PART_KEYS_TO_IGNORE, BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths
+from .modeling_common import PART_KEYS_TO_IGNORE, BaichuanAudioPreTrainedModel, check_codes
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
+from .modeling_waveform_decoder import BaichuanAudioDecodingMixin
+from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES as VOCODER_PIPELINES
+from .pipeline_speech import CUSTOM_PIPELINES as SPEECH_PIPELINES
 
 
-# What a saved config.json tells the Auto classes, for loading without this package (`trust_remote_code=True`).
+# What a saved config.json tells the Auto classes and `pipeline`, for loading without this package (`trust_remote_code=True`).
 _AUTO_MAP = {
     "AutoConfig": "configuration_baichuan_audio.BaichuanAudioConfig",
     "AutoModel": "modeling_baichuan_audio.BaichuanAudioModel",
     "AutoModelForCausalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
     "AutoModelForMultimodalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
     "AutoModelForTextToWaveform": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+    "AutoModelForAudioTokenization": "modeling_baichuan_audio.TokenizerOfCheckpoint",
+    "AutoModelForTextToSpectrogram": "modeling_waveform_decoder.BaichuanAudioWaveformDecoder",
+    "AutoFeatureExtractor": "feature_extraction_baichuan_audio.BaichuanAudioFeatureExtractor",
+    "AutoProcessor": "processing_baichuan_audio.BaichuanAudioProcessor",
 }
+_CUSTOM_PIPELINES = {**VOCODER_PIPELINES, **SPEECH_PIPELINES}
 
 
 @dataclass
@@ -208,7 +218,7 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
         )
 
 
-class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenerationMixin):
+class BaichuanAudioForCausalLM(BaichuanAudioDecodingMixin, BaichuanAudioPreTrainedModel, BaichuanAudioGenerationMixin):
     """The whole model: speech and text in, text and speech out.
 
     Example:
@@ -228,6 +238,7 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
     config: BaichuanAudioConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    _auto_class = "AutoModelForCausalLM"
     input_modalities = ("audio", "text")
     output_modalities = ("text", "audio")
     _no_split_modules = BaichuanAudioModel._no_split_modules
@@ -259,13 +270,19 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
         return (model, loading_info) if output_loading_info else model
 
     def set_auto_map(self) -> None:
-        """Names every Auto class in the config, as saved folders carry the code files."""
+        """Names every Auto class and every pipeline in the config, as saved folders carry the code files."""
         self.config.auto_map = dict(_AUTO_MAP)
+        self.config.custom_pipelines = copy.deepcopy(_CUSTOM_PIPELINES)
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """See [`~transformers.PreTrainedModel.save_pretrained`]; code files for the Hub are written next to the weights."""
-        self.set_auto_map()
-        return super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
+        """See [`~transformers.PreTrainedModel.save_pretrained`]; writes code files and a model card next to the weights."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process and not getattr(self, "_hf_peft_config_loaded", False):  # adapters alone are no checkpoint
+            write_card(save_directory, self)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        write_card(working_dir, self)  # transformers has just put an empty card there, where the repository has none
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @property
     def audio_tokenizer(self) -> BaichuanAudioTokenizerModel:
@@ -284,66 +301,6 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
     def get_audio_features(self, input_features, input_features_mask=None, **kwargs):
         """See [`BaichuanAudioModel.get_audio_features`]."""
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
-
-    def require_vocoder(self) -> BaichuanAudioVocoder:
-        """The vocoder.
-
-        Raises:
-            ValueError: the checkpoint has none.
-        """
-        if self.vocoder is None:
-            raise ValueError(
-                "This checkpoint has no vocoder, so it cannot make a waveform. Add one with "
-                "`baichuan-audio convert CHECKPOINT OUTPUT --hift hift.pt`, or ask for codes only (`output_audio=False`)."
-            )
-        return self.vocoder
-
-    @torch.no_grad()
-    def decode_audio(
-        self,
-        audio_codes: torch.LongTensor | list[torch.LongTensor],
-        seed: int | list[int] | None = None,
-        num_steps: int | None = None,
-        guidance: float | None = None,
-        num_codebooks: int | None = None,
-        batch_size: int = 8,
-    ) -> list[torch.Tensor]:
-        """
-        Codes -> waveforms, through the mel decoder, flow matching and the vocoder.
-
-        Args:
-            audio_codes (`(batch, num_codebooks, frames)` padded with -1, or a list of `(num_codebooks, frames)`): clips.
-            seed (`int` or one per clip, *optional*): of all noise; a clip's sound depends on its codes and its seed alone.
-            num_steps, guidance (*optional*): of the flow-matching solver; the config's by default.
-            num_codebooks (`int`, *optional*): use only the first ones.
-            batch_size (`int`, defaults to 8): clips decoded at once.
-
-        Returns:
-            One float32 `(samples,)` tensor per clip at `config.sampling_rate`: F frames give `(4 F - 1) * 480` samples.
-
-        Raises:
-            ValueError: no vocoder, or codes the tokenizer refuses.
-        """
-        vocoder = self.require_vocoder()
-        if isinstance(audio_codes, torch.Tensor):
-            check_codes(audio_codes, self.config.audio_tokenizer_config.codebook_sizes)
-            audio_codes = [clip[:, :length] for clip, length in zip(audio_codes, frame_lengths(audio_codes).tolist())]
-        seeds = draw_seeds(seed, len(audio_codes))
-        waveforms = []
-        for start in range(0, len(audio_codes), batch_size):
-            clips = [clip.to(self.device).transpose(0, 1) for clip in audio_codes[start : start + batch_size]]
-            batch = nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=-1).transpose(1, 2)
-            decoded = self.audio_tokenizer.decode(batch, num_codebooks)
-            flow = self.flow_matching(
-                decoded.hidden_states,
-                decoded.hidden_lengths,
-                seed=seeds[start : start + batch_size],
-                num_steps=num_steps,
-                guidance=guidance,
-            )
-            sound = vocoder(flow.mel, flow.mel_lengths, seed=seeds[start : start + batch_size])
-            waveforms += [wave[:length] for wave, length in zip(sound.waveform, sound.waveform_lengths.tolist())]
-        return waveforms
 
     def _audio_logits(self, input_ids, audio_codes, last_hidden_state) -> tuple[torch.Tensor, ...]:
         """Teacher-forced audio logits of every audio token, scattered to (batch, frames, classes)."""
@@ -477,6 +434,18 @@ class BaichuanAudioForCausalLM(BaichuanAudioPreTrainedModel, BaichuanAudioGenera
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+class TokenizerOfCheckpoint:
+    """The tokenizer out of a whole checkpoint, for `AutoModelForAudioTokenization`: it refuses a class whose config is another one."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> BaichuanAudioTokenizerModel:
+        return BaichuanAudioTokenizerModel.from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class=None) -> None:
+        """Nothing to do: what is saved is a [`BaichuanAudioTokenizerModel`]."""
 
 
 __all__ = ["BaichuanAudioCausalLMOutputWithPast", "BaichuanAudioForCausalLM", "BaichuanAudioModel"]

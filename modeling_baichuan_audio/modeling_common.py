@@ -39,6 +39,10 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
     # Running sums that follow from the entries and their counts: a checkpoint may leave them out.
     _keys_to_ignore_on_load_missing = [r"\.codebooks\.\d+\.embed_avg$"]
 
+    # Saving copies the code files beside the weights: the folder works without this package (`trust_remote_code=True`).
+    _auto_class = "AutoModel"
+    _more_auto_classes = ()
+
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         # A checkpoint is always written with our own tensor names, never turned back into the original layout.
@@ -50,6 +54,17 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
         if isinstance(module, MaskedGroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    def set_auto_map(self) -> None:
+        """Names this class and its config's in the config, for the Auto classes."""
+        model, config = type(self), type(self.config)
+        names = {"AutoConfig": config, model._auto_class: model} | dict.fromkeys(model._more_auto_classes, model)
+        self.config.auto_map = {auto: f"{named.__module__.split('.')[-1]}.{named.__name__}" for auto, named in names.items()}
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """See [`~transformers.PreTrainedModel.save_pretrained`]; code files for the Hub are written next to the weights."""
+        self.set_auto_map()
+        return super().save_pretrained(save_directory, **kwargs)
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         vision = [key for key in loading_info.unexpected_keys if re.search(VISION_KEYS, key)]
@@ -72,6 +87,10 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint lacks tensors that the config asks for, or has them in other shapes; the message lists them.
         """
+        # An Auto class hands over the config it has read: the whole model's, also for a part.
+        part = getattr(kwargs.get("config"), cls.config_class.base_config_key or "", None)
+        if part is not None:
+            kwargs["config"] = part
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )

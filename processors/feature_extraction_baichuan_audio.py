@@ -44,6 +44,7 @@ class BaichuanAudioFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_features", "input_features_mask"]
+    _auto_class = "AutoFeatureExtractor"  # saving copies the code file
 
     def __init__(
         self,

@@ -121,6 +121,7 @@ class BaichuanAudioProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = BaichuanAudioProcessorKwargs
+    _auto_class = "AutoProcessor"  # saving copies the code files
     text_kwargs = _TEXT_DEFAULTS
 
     def __init__(self, feature_extractor, tokenizer, chat_template=None):

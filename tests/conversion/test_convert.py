@@ -66,6 +66,10 @@ def test_config_is_written_in_our_form(tmp_path, original_folder):
         "AutoModelForCausalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
         "AutoModelForMultimodalLM": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
         "AutoModelForTextToWaveform": "modeling_baichuan_audio.BaichuanAudioForCausalLM",
+        "AutoModelForAudioTokenization": "modeling_baichuan_audio.TokenizerOfCheckpoint",
+        "AutoModelForTextToSpectrogram": "modeling_waveform_decoder.BaichuanAudioWaveformDecoder",
+        "AutoFeatureExtractor": "feature_extraction_baichuan_audio.BaichuanAudioFeatureExtractor",
+        "AutoProcessor": "processing_baichuan_audio.BaichuanAudioProcessor",
     }
     assert "omni" not in json.dumps(config)
     for entry in config["auto_map"].values():

@@ -1,0 +1,127 @@
+"""Codes -> waveform without the LLM: mel decoder, flow matching and vocoder."""
+
+import copy
+
+import torch
+from torch import nn
+
+from .configuration_baichuan_audio import BaichuanAudioConfig
+from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
+from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths
+from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
+from .modeling_vocoder import BaichuanAudioVocoder
+from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES
+
+
+class BaichuanAudioDecodingMixin:
+    """`decode_audio`, for a model with `audio_tokenizer`, `flow_matching` and `vocoder`."""
+
+    def require_vocoder(self) -> BaichuanAudioVocoder:
+        """The vocoder.
+
+        Raises:
+            ValueError: the checkpoint has none.
+        """
+        if self.vocoder is None:
+            raise ValueError(
+                "This checkpoint has no vocoder, so it cannot make a waveform. Add one with "
+                "`baichuan-audio convert CHECKPOINT OUTPUT --hift hift.pt`, or ask for codes only (`output_audio=False`)."
+            )
+        return self.vocoder
+
+    @torch.no_grad()
+    def decode_audio(
+        self,
+        audio_codes: torch.LongTensor | list[torch.LongTensor],
+        seed: int | list[int] | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        num_codebooks: int | None = None,
+        batch_size: int = 8,
+    ) -> list[torch.Tensor]:
+        """
+        Codes -> waveforms, through the mel decoder, flow matching and the vocoder.
+
+        Args:
+            audio_codes (`(batch, num_codebooks, frames)` padded with -1, or a list of `(num_codebooks, frames)`): clips.
+            seed (`int` or one per clip, *optional*): of all noise; a clip's sound depends on its codes and its seed alone.
+            num_steps, guidance (*optional*): of the flow-matching solver; the config's by default.
+            num_codebooks (`int`, *optional*): use only the first ones.
+            batch_size (`int`, defaults to 8): clips decoded at once.
+
+        Returns:
+            One float32 `(samples,)` tensor per clip at `config.sampling_rate`: F frames give `(4 F - 1) * 480` samples.
+
+        Raises:
+            ValueError: no vocoder, or codes the tokenizer refuses.
+        """
+        vocoder = self.require_vocoder()
+        if isinstance(audio_codes, torch.Tensor):
+            check_codes(audio_codes, self.config.audio_tokenizer_config.codebook_sizes)
+            audio_codes = [clip[:, :length] for clip, length in zip(audio_codes, frame_lengths(audio_codes).tolist())]
+        seeds = draw_seeds(seed, len(audio_codes))
+        waveforms = []
+        for start in range(0, len(audio_codes), batch_size):
+            clips = [clip.to(self.device).transpose(0, 1) for clip in audio_codes[start : start + batch_size]]
+            batch = nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=-1).transpose(1, 2)
+            decoded = self.audio_tokenizer.decode(batch, num_codebooks)
+            flow = self.flow_matching(
+                decoded.hidden_states,
+                decoded.hidden_lengths,
+                seed=seeds[start : start + batch_size],
+                num_steps=num_steps,
+                guidance=guidance,
+            )
+            sound = vocoder(flow.mel, flow.mel_lengths, seed=seeds[start : start + batch_size])
+            waveforms += [wave[:length] for wave, length in zip(sound.waveform, sound.waveform_lengths.tolist())]
+        return waveforms
+
+
+class BaichuanAudioWaveformDecoder(BaichuanAudioDecodingMixin, BaichuanAudioPreTrainedModel):
+    """
+    Everything that turns codes into sound and nothing else: codebooks and mel decoder of the tokenizer, flow matching, vocoder.
+
+    `from_pretrained` takes them out of a full checkpoint without reading or allocating the LLM, the audio head or the encoder;
+    `save_pretrained` writes a small checkpoint of these parts alone, under the names of the full one.
+
+    Raises:
+        ValueError: the config has no vocoder.
+    """
+
+    config: BaichuanAudioConfig
+    base_model_prefix = "model"
+    main_input_name = "audio_codes"
+    input_modalities = ("audio",)
+    output_modalities = ("audio",)
+    _auto_class = "AutoModelForTextToSpectrogram"  # of transformers' Auto classes the nearest; pipelines need one
+    _no_split_modules = ["BaichuanAudioTransformerLayer", "EstimatorStage"]
+    _keep_in_fp32_modules_strict = ["vocoder"]
+
+    def __init__(self, config: BaichuanAudioConfig):
+        super().__init__(config)
+        tokenizer = BaichuanAudioTokenizerModel._from_config(config.audio_tokenizer_config)
+        tokenizer.encoder = tokenizer.bridge = None  # codes come in: nothing is ever encoded here
+        self.model = nn.ModuleDict({"audio_tokenizer": tokenizer})  # names as in the full checkpoint
+        # The U-Net's chunk mask is a dense one, whatever attention was asked for.
+        attention = "eager" if config.flow_matching_config._attn_implementation == "eager" else "sdpa"
+        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(
+            config.flow_matching_config, attn_implementation=attention
+        )
+        self.vocoder = None if config.vocoder_config is None else BaichuanAudioVocoder._from_config(config.vocoder_config)
+        self.require_vocoder()
+        self.post_init()
+
+    @property
+    def audio_tokenizer(self) -> BaichuanAudioTokenizerModel:
+        return self.model["audio_tokenizer"]
+
+    def set_auto_map(self) -> None:
+        super().set_auto_map()
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+
+    def forward(self, audio_codes: torch.LongTensor, **kwargs) -> list[torch.Tensor]:
+        """See `decode_audio`."""
+        return self.decode_audio(audio_codes, **kwargs)
+
+
+__all__ = ["BaichuanAudioDecodingMixin", "BaichuanAudioWaveformDecoder"]
