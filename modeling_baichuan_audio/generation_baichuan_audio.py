@@ -109,8 +109,9 @@ def join_waveforms(pieces: list[torch.Tensor], sampling_rate: int) -> torch.Tens
 class BaichuanAudioGenerationMixin(GenerationMixin):
     """`generate` for text and for spoken replies."""
 
-    def prepare_inputs_for_generation(self, input_ids, *args, audio_codes=None, **kwargs):
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, audio_codes=None, **kwargs):
+        # `generate` takes `inputs_embeds` only where it finds the name in this signature.
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         fed = 0 if inputs.get("input_ids") is None else inputs["input_ids"].shape[1]
         # A single new token is text. With a cache, only the last part of a prompt is fed: its audio tokens take the last frames.
         if audio_codes is not None and (fed > 1 or fed == input_ids.shape[1]):
@@ -183,6 +184,10 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         if generation_mode != "audio":
             if output_audio or forced_text_ids is not None:
                 raise ValueError('`output_audio` and `forced_text_ids` need `generation_mode="audio"`.')
+            settings = self.generation_config if generation_config is None else generation_config
+            if kwargs.get("prefill_chunk_size", settings.prefill_chunk_size) is not None and audio_codes is not None:
+                # The chunks come without their place in the prompt, and with it their frames.
+                raise ValueError("`prefill_chunk_size` cannot cut prompts with audio into chunks: leave it out.")
             if seed is None:
                 return super().generate(inputs, generation_config, **kwargs)
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
