@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AudioKwargs, BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 from transformers.utils import is_soundfile_available
 
 
@@ -142,6 +143,12 @@ class BaichuanAudioProcessor(ProcessorMixin):
     def unused_input_names(self) -> list[str]:
         return ["num_frames"]
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """See [`~transformers.ProcessorMixin.save_pretrained`]."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        self.__dict__.pop("auto_map", None)  # saving leaves its own note of the code files behind
+        return saved
+
     def audio_switch_token_ids(self) -> list[int]:
         """Ids of the text tokens that end in punctuation, for `generate(audio_switch_token_ids=...)`."""
         pieces = self.tokenizer.batch_decode([[index] for index in range(len(self.tokenizer))])
@@ -167,12 +174,21 @@ class BaichuanAudioProcessor(ProcessorMixin):
 
     def _process_audio(self, audio: list[np.ndarray], **kwargs):
         waveforms = [item for item in audio if not isinstance(item, AudioCodes)]
-        processed = {}
-        if waveforms:
-            processed = self.feature_extractor(waveforms, return_tensors=kwargs.get("return_tensors"))
-        return processed, [self.audio_token * self._num_frames(item) for item in audio]
+        processed = self.feature_extractor(waveforms, return_tensors=kwargs.get("return_tensors")) if waveforms else {}
+        processed["num_frames"] = [self._num_frames(item) for item in audio]
+        return processed, [self.replace_audio_token(processed, index) for index in range(len(audio))]
 
-    def __call__(self, text=None, audio=None, **kwargs) -> BatchFeature:
+    def replace_audio_token(self, audio_inputs: dict, audio_idx: int, **kwargs) -> str:
+        """What stands in the prompt for one audio: a token for each of its code frames."""
+        return self.audio_token * audio_inputs["num_frames"][audio_idx]
+
+    def _get_num_multimodal_tokens(self, audio_lengths: list[int] | None = None, **kwargs) -> MultiModalData:
+        """Tokens that audios of these lengths, in samples at the feature extractor's rate, take in a prompt. Serving engines ask."""
+        if audio_lengths is None:
+            return MultiModalData()
+        return MultiModalData(num_audio_tokens=[self._num_frames(np.zeros(length, dtype=np.float32)) for length in audio_lengths])
+
+    def __call__(self, text: str | list[str] | None = None, audio: Any = None, **kwargs) -> BatchFeature:
         """
         Prompts and their audio -> model inputs.
 
@@ -221,7 +237,8 @@ class BaichuanAudioProcessor(ProcessorMixin):
             raise ValueError(f"Found {found} {self.audio_token} tokens in the text but no audio inputs were passed.")
         if num_audios is not None and found != num_audios:
             raise ValueError(
-                f"Found total {found} {self.audio_token} tokens in the text and {num_audios} audio inputs: give one for each."
+                f"The number of {self.audio_token} tokens in the prompts should be the same as the number of audio inputs, "
+                f"got {found} and {num_audios}."
             )
 
     def _batch_codes(self, prompts: list[str], audio: list[np.ndarray], like: Any):
