@@ -46,13 +46,8 @@ OVERRIDES = {
         "base_channels": 128,
         "resblock_kernel_sizes": [3, 7],
         "resblock_dilations": [1, 3, 5],
-        "f0_channels": 160,
-        "f0_layers": 5,
-        # Overtones up to some 5 kHz in the source signal: more than a small network could add.
-        "num_harmonics": 31,
-        "multi_scale_mel_loss_weight": 6.0,
-        "mel_loss_weight": 10.0,
-        "f0_loss_weight": 0.1,
+        "f0_channels": 96,
+        "f0_layers": 4,
     },
 }
 
