@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AnyToAnyPipeline, TextToAudioPipeline
+from transformers import AnyToAnyPipeline, Pipeline, TextToAudioPipeline
 from transformers.pipelines.base import pad_collate_fn
 from transformers.utils import ModelOutput
 
@@ -91,6 +91,10 @@ class BaichuanAudioAnyToAnyPipeline(_SpeechBatches, AnyToAnyPipeline):
     def __new__(cls, model=None, *args, **kwargs):
         # transformers knows one class for each task; any other model gets the one that was there.
         return super().__new__(cls) if _is_ours(model) else AnyToAnyPipeline(model, *args, **kwargs)
+
+    def __init__(self, *args, **kwargs):
+        # Not the class above: it only asks for libraries, in older releases for librosa, which nothing here reads sound with.
+        Pipeline.__init__(self, *args, **kwargs)
 
     def _sanitize_parameters(self, generation_mode=None, generate_kwargs=None, **kwargs):
         kwargs["generate_kwargs"] = dict(generate_kwargs or {})  # a copy: the base class writes into it

@@ -161,6 +161,7 @@ def test_other_models_keep_their_pipelines(model, own_processor, monkeypatch, an
     assert type(any_to_any) is BaichuanAudioAnyToAnyPipeline and isinstance(any_to_any, AnyToAnyPipeline)
     assert type(text_to_audio) is BaichuanAudioTextToAudioPipeline and isinstance(text_to_audio, TextToAudioPipeline)
     monkeypatch.setattr(model.config, "model_type", "another")
+    monkeypatch.setattr(AnyToAnyPipeline, "__init__", lambda self, *args, **kwargs: None)  # older releases ask for librosa there
     for task, theirs in (("any-to-any", AnyToAnyPipeline), ("text-to-audio", TextToAudioPipeline)):
         assert type(pipeline(task, model=model, processor=own_processor, tokenizer=own_processor.tokenizer)) is theirs
 
