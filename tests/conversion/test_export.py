@@ -24,7 +24,14 @@ from modeling_baichuan_audio import (
     hub_card,
 )
 from modeling_baichuan_audio.cli import app
-from modeling_baichuan_audio.conversion import convert_checkpoint, export, export_checkpoint, tiny_config, tiny_model
+from modeling_baichuan_audio.conversion import (
+    convert_checkpoint,
+    export,
+    export_checkpoint,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +133,12 @@ def test_original_checkpoint(make_original, tmp_path):
         export_checkpoint(original, tmp_path / "out")
     convert_checkpoint(original, tmp_path / "converted")  # and where no processor is saved, none is named
     check_code(tmp_path / "converted")
+    tiny_tokenizer().save_pretrained(original)
+    (original / "README.md").write_text("Card of the original")
+    export_checkpoint(original, tmp_path / "out")
+    check_code(tmp_path / "out")
+    assert "| vocoder | none |" in (tmp_path / "out" / "README.md").read_text()
+    assert "omni" not in (tmp_path / "out" / "config.json").read_text()
 
 
 # -------------------- model card
