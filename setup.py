@@ -7,7 +7,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 NAME = "modeling_baichuan_audio"
 # One import name. These folders lie beside the package in the repository and inside it once installed.
-PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation"]
+# The last one is data: the trained miniature checkpoint.
+PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation", "miniature"]
 EVAL = ["rapidfuzz>=3"]
 PLOT = ["matplotlib>=3.8"]
 TEST = [*EVAL, *PLOT, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
@@ -37,6 +38,7 @@ setup(
     package_data={
         f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml"],
         f"{NAME}.evaluation": ["judges.txt"],
+        f"{NAME}.miniature": ["*.json", "*.jinja", "*.safetensors"],
     },
     install_requires=[
         "transformers>=5.20,<6",

@@ -99,7 +99,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         return BY_NAME[checkpoint]()
     folder = Path(checkpoint)
     if folder.is_dir():
-        return folder
+        return folder.absolute()  # or ./miniature would be taken for the name, once it is written without its dot
     if folder.is_absolute() or str(checkpoint).count("/") != 1:
         raise ValueError(f"Checkpoint {checkpoint} is neither a folder nor a Hub repository, nor {' or '.join(BY_NAME)}.")
     try:

@@ -62,7 +62,7 @@ def named_dtype(name: str | None, *others: str) -> torch.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-DEFAULT_CHECKPOINT = "untrained"
+DEFAULT_CHECKPOINT = "miniature"
 _NOTICES = {
     "miniature": "Using the miniature checkpoint: it knows small English questions and sentences only.",
     "untrained": "Using the small UNTRAINED checkpoint: what it says means nothing. Name a real one with --checkpoint.",
