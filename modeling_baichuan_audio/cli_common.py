@@ -64,7 +64,7 @@ def named_dtype(name: str | None, *others: str) -> torch.dtype | None:
 
 DEFAULT_CHECKPOINT = "miniature"
 _NOTICES = {
-    "miniature": "Using the miniature checkpoint: it knows small English questions and sentences only.",
+    "miniature": "Using the miniature checkpoint: it knows small English questions and sentences only, and is often wrong.",
     "untrained": "Using the small UNTRAINED checkpoint: what it says means nothing. Name a real one with --checkpoint.",
 }
 
