@@ -22,8 +22,12 @@ from .modeling_common import (
     position_noise,
     seeded_generator,
 )
+from .streaming_vocoder import VocoderStreamingMixin
 from .vocoder_loss import check_waveform_labels, spectral_losses
 from .weight_norm import apply_weight_norm, fold_weights, is_weight_normed, remove_weight_norm, unfold_weights
+
+
+_TURN = 2**30  # a whole turn of a sine, as an integer
 
 
 @dataclass
@@ -111,42 +115,66 @@ class HarmonicSource(nn.Module):
         self.config = config
         self.linear = nn.Linear(config.num_harmonics + 1, 1)
 
-    def harmonics(self, f0: torch.Tensor, phases: torch.Tensor) -> torch.Tensor:
+    def cycles(self, f0: torch.Tensor) -> torch.Tensor:
+        """(batch, frames) in Hz -> (batch, frames, num_harmonics + 1) float32: cycles per sample."""
+        orders = torch.arange(1, self.config.num_harmonics + 2, device=f0.device, dtype=torch.float32)
+        return f0.float()[..., None] * orders / self.config.sampling_rate
+
+    def turns(self, f0: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Where each sine stands at the end of each frame, in 2**-30 turns.
+
+        Args:
+            f0 (`(batch, frames)`, float32): Hz.
+            before (`(batch, num_harmonics + 1)`, int64, *optional*): the result's last entry for the frames before.
+
+        Returns:
+            `(batch, frames, num_harmonics + 1)` int64, less than a turn.
+        """
+        # Whole cycles are dropped frame by frame and the rest is added in integers: exact over any length, and however it is cut.
+        turns = (torch.remainder(self.cycles(f0) * self.config.hop_length, 1.0) * _TURN).long().cumsum(dim=1)
+        return (turns if before is None else turns + before[:, None]) % _TURN
+
+    def harmonics(self, f0: torch.Tensor, phases: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             f0 (`(batch, frames)`, float32): Hz, held for `hop_length` samples.
-            phases (`(batch, num_harmonics + 1)`, float32): of each sine at the first sample, in radians.
+            phases (`(batch, num_harmonics + 1)`, float32): of each sine at the first sample of the clip, in radians.
+            before (`(batch, num_harmonics + 1)`, int64, *optional*): the last `turns` of the frames before; 0 at a clip's start.
 
         Returns:
             `(batch, samples, num_harmonics + 1)` float32: sin(2 pi cumsum(f0 h / rate) + phase), before amplitude and voicing.
         """
-        config = self.config
-        orders = torch.arange(1, config.num_harmonics + 2, device=f0.device, dtype=torch.float32)
-        cycles = f0.float()[..., None] * orders / config.sampling_rate  # cycles per sample: (batch, frames, harmonics)
-        # Whole cycles are dropped frame by frame, so that float32 stays exact over minutes of audio.
-        ends = torch.remainder(torch.cumsum(torch.remainder(cycles * config.hop_length, 1.0), dim=1), 1.0)
-        starts = nn.functional.pad(ends, (0, 0, 1, 0))[:, :-1]
-        steps = torch.arange(1, config.hop_length + 1, device=f0.device, dtype=torch.float32)[:, None]
-        turns = torch.remainder(starts[:, :, None] + cycles[:, :, None] * steps, 1.0).flatten(1, 2)
+        ends = self.turns(f0, before)
+        starts = torch.cat([torch.zeros_like(ends[:, :1]) if before is None else before[:, None], ends[:, :-1]], dim=1) / _TURN
+        steps = torch.arange(1, self.config.hop_length + 1, device=f0.device, dtype=torch.float32)[:, None]
+        turns = torch.remainder(starts[:, :, None] + self.cycles(f0)[:, :, None] * steps, 1.0).flatten(1, 2)
         return torch.sin(2 * math.pi * turns + phases[:, None])
+
+    def draw_phases(self, seeds: list[int]) -> torch.Tensor:
+        """(batch, num_harmonics + 1) in radians, 0 for the fundamental; on the CPU."""
+        width = self.config.num_harmonics + 1
+        phases = torch.stack([torch.rand(width, generator=seeded_generator(seed, "phase")) for seed in seeds])
+        phases = (2 * phases - 1) * math.pi
+        phases[:, 0] = 0.0
+        return phases
 
     def draw(self, seeds: list[int], lengths: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Random phases (batch, harmonics) and noise (batch, samples, harmonics), functions of seed and absolute sample alone."""
         config, width = self.config, self.config.num_harmonics + 1
-        phases = torch.stack([torch.rand(width, generator=seeded_generator(seed, "phase")) for seed in seeds])
-        phases = (2 * phases - 1) * math.pi
-        phases[:, 0] = 0.0
         noise = torch.zeros(len(seeds), samples, width)
         for row, seed, length in zip(noise, seeds, lengths.tolist()):
             row[:length] = position_noise(seed, "source", 0, length, width, config.sampling_rate)
-        return phases.to(lengths.device), noise.to(lengths.device)
+        return self.draw_phases(seeds).to(lengths.device), noise.to(lengths.device)
 
-    def forward(self, f0: torch.Tensor, phases: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """f0 (batch, frames), phases and noise as `draw` makes them -> (batch, samples) float32 source signal."""
+    def forward(
+        self, f0: torch.Tensor, phases: torch.Tensor, noise: torch.Tensor, before: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """f0 (batch, frames), phases and noise of `draw`, `before` of `harmonics` -> (batch, samples) float32 source signal."""
         config = self.config
         voiced = (f0 > config.voiced_threshold).float().repeat_interleave(config.hop_length, dim=1)[..., None]
         noise_std = voiced * config.noise_std + (1 - voiced) * config.sine_amplitude / 3
-        sines = config.sine_amplitude * self.harmonics(f0, phases) * voiced + noise_std * noise
+        sines = config.sine_amplitude * self.harmonics(f0, phases, before) * voiced + noise_std * noise
         mixed = nn.functional.linear(sines, self.linear.weight.float(), self.linear.bias.float())
         return torch.tanh(mixed[..., 0])
 
@@ -210,7 +238,7 @@ class VocoderStage(nn.Module):
         return sum(block(states, lengths) for block in self.resblocks) / len(self.resblocks), lengths
 
 
-class BaichuanAudioVocoder(BaichuanAudioPreTrainedModel):
+class BaichuanAudioVocoder(VocoderStreamingMixin, BaichuanAudioPreTrainedModel):
     """HiFT: log-mel at 50 Hz -> waveform at 24 kHz."""
 
     config: BaichuanAudioVocoderConfig

@@ -1,0 +1,160 @@
+"""What does the vocoder cost, a whole clip at once and as a stream?
+
+    python benchmarks/vocoder.py --size released
+
+Both ways run in turns in one process, on the same mel and with the same noise; printed are medians, the ratio of each stream to the
+whole clip, and the real-time factor (seconds of work for a second of sound). Wall time is what a caller waits; processor time is what
+stays steady on a machine that does other work too, and with one thread on an idle machine the two agree. Beside the times stands the
+arithmetic: operations of the convolutions (a multiplication and an addition are two), and what torch counted of each way.
+Weights are random and seeded without `--checkpoint`.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from modeling_baichuan_audio import BaichuanAudioVocoder, BaichuanAudioVocoderConfig  # noqa: E402
+from modeling_baichuan_audio.streaming_vocoder import vocoder_delay  # noqa: E402
+
+
+# Departures from the released config.
+SIZES = {
+    "tiny": {"base_channels": 32, "f0_channels": 32},
+    "mid": {"base_channels": 128, "f0_channels": 128},
+    "released": {},
+}
+
+
+def make_vocoder(size: str = "tiny", checkpoint: str | Path | None = None) -> BaichuanAudioVocoder:
+    if checkpoint is not None:
+        return BaichuanAudioVocoder.from_pretrained(checkpoint).eval()
+    torch.manual_seed(0)
+    return BaichuanAudioVocoder(BaichuanAudioVocoderConfig(**SIZES[size])).eval()
+
+
+def vocoder_flops(config: BaichuanAudioVocoderConfig, frames: int) -> int:
+    """Floating-point operations of the convolutions, and of the F0 predictor's linear layer, for a clip."""
+    width, bins, spectrum = config.f0_channels, config.num_mel_bins, config.istft_n_fft + 2
+    weights = frames * (3 * width * (bins + (config.f0_layers - 1) * width) + width + 7 * bins * config.base_channels)
+    channels, positions, pairs = config.base_channels, frames, 2 * len(config.resblock_dilations)
+    stages = zip(config.upsample_rates, config.upsample_kernel_sizes, config.source_resblock_kernel_sizes)
+    for index, (rate, kernel, source_kernel) in enumerate(stages):
+        later = math.prod(config.upsample_rates[index + 1 :])
+        weights += positions * kernel * channels * channels // 2
+        channels, positions = channels // 2, positions * rate + (later == 1)
+        weights += positions * (2 * later if later > 1 else 1) * spectrum * channels
+        weights += positions * pairs * channels**2 * (source_kernel + sum(config.resblock_kernel_sizes))
+    return 2 * (weights + positions * 7 * channels * spectrum)
+
+
+def stream(vocoder, mel: torch.Tensor, piece: int, seed: int = 0) -> tuple[torch.Tensor, float]:
+    """The waveform, and the longest processor time of a push in seconds."""
+    state, sound, longest = vocoder.start_stream([seed]), [], 0.0
+    for start in range(0, mel.shape[1], piece):
+        started = time.process_time()
+        waveform, _, state = vocoder.stream(mel[:, start : start + piece], state, final=start + piece >= mel.shape[1])
+        longest = max(longest, time.process_time() - started)
+        sound.append(waveform)
+    return torch.cat(sound, dim=1), longest
+
+
+@torch.no_grad()
+def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[int, ...] = (100,), repeats: int = 3) -> dict:
+    """
+    All figures of one vocoder.
+
+    Args:
+        seconds: of sound.
+        pieces: frames of each push, one stream for each.
+        repeats: of every way; the medians are kept.
+    """
+    config = vocoder.config
+    frames = round(seconds * config.sampling_rate / config.hop_length)
+    seconds = frames * config.hop_length / config.sampling_rate
+    mel = torch.randn(1, frames, config.num_mel_bins, generator=torch.Generator().manual_seed(0)) - 4
+    ways = {"whole": lambda: (vocoder(mel, seed=0).waveform, 0.0)}
+    ways |= {f"stream {piece}": lambda piece=piece: stream(vocoder, mel, piece) for piece in pieces}
+    short = mel[:, : min(frames, 2 * max(pieces))]
+    counted = {}
+    for name, run in {"whole": lambda: vocoder(short, seed=0), "stream": lambda: stream(vocoder, short, pieces[0])}.items():
+        with FlopCounterMode(display=False) as counter:  # and the first run, which allocates
+            run()
+        counted[name] = counter.get_total_flops() / vocoder_flops(config, short.shape[1])
+    times = {name: {"wall": [], "cpu": [], "push": []} for name in ways}
+    sound = {}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            sound[name], push = way()
+            times[name]["wall"].append(time.perf_counter() - wall)
+            times[name]["cpu"].append(time.process_time() - processor)
+            times[name]["push"].append(push)
+    medians = {name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in times.items()}
+    flops = vocoder_flops(config, frames)
+    for figures in medians.values():
+        figures |= {f"{kind}_ratio": figures[kind] / medians["whole"][kind] for kind in ("wall", "cpu")}
+        figures |= {"real_time_factor": figures["cpu"] / seconds, "gflops_per_second": flops / figures["cpu"] / 1e9}
+    return {
+        "frames": frames,
+        "seconds": seconds,
+        "delay_samples": vocoder_delay(config),
+        "delay_frames": vocoder.stream_delay,
+        "delay_seconds": vocoder_delay(config) / config.sampling_rate,
+        "flops": flops,
+        "counted_to_arithmetic": counted,
+        "largest_difference": max(float((waveform - sound["whole"]).abs().max()) for waveform in sound.values()),
+        "ways": medians,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="mid")
+    parser.add_argument("--checkpoint", help="a folder to load the vocoder from, instead of random weights of --size")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--pieces", type=int, nargs="+", default=[100], help="frames of each push of a stream")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    vocoder = make_vocoder(arguments.size, arguments.checkpoint)
+    environment = {
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.threads} threads used",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "model": arguments.checkpoint or f"{arguments.size}, random weights",
+    }
+    for name, value in environment.items():
+        print(f"{name:9s} {value}")
+    result = environment | measure(vocoder, arguments.seconds, tuple(arguments.pieces), arguments.repeats)
+    print(f"clip      {result['seconds']:g} s, {result['frames']} frames, {result['flops'] / 1e9:.1f} GFLOP of convolutions")
+    counted = ", ".join(f"{name} {share:.3f} x" for name, share in result["counted_to_arithmetic"].items())
+    print(f"counted   {counted} the arithmetic")
+    print(f"delay     {result['delay_samples']} samples, {result['delay_seconds']:.3f} s, {result['delay_frames']} mel frames")
+    print(f"largest difference between the ways {result['largest_difference']:.2g}\n")
+    print(
+        f"{'way':12s} {'wall s':>8s} {'cpu s':>8s} {'cpu ratio':>9s} {'x real time':>11s} {'GFLOP/s':>8s} {'longest push s':>14s}"
+    )
+    for name, row in result["ways"].items():
+        rate = f"{row['real_time_factor']:11.3f} {row['gflops_per_second']:8.1f}"
+        push = f" {row['push']:14.3f}" if row["push"] else ""
+        print(f"{name:12s} {row['wall']:8.2f} {row['cpu']:8.2f} {row['cpu_ratio']:9.3f} {rate}{push}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
