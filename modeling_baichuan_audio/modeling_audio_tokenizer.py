@@ -23,6 +23,7 @@ from .modeling_common import (
 from .modeling_mel_decoder import BaichuanAudioDecoderOutput, BaichuanAudioMelDecoder
 from .modeling_rvq import EuclideanCodebook, ResidualVectorQuantizer
 from .modeling_tokenizer_losses import TextLoss, tokenizer_losses
+from .streaming_mel_decoder import MelDecoderStreamingMixin
 
 
 @dataclass
@@ -139,7 +140,7 @@ class BaichuanAudioBridge(nn.Module):
         return self.layer_norm(self.down_proj(gated.transpose(1, 2)) + stacked)
 
 
-class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioTokenizerBase):
+class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrainedModel, PreTrainedAudioTokenizerBase):
     """The speech tokenizer as a codec: mel features -> 12.5 Hz codes -> mel. A clip's result never depends on its batch."""
 
     config: BaichuanAudioTokenizerConfig
@@ -221,6 +222,22 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         states, lengths = self.encoder(features, mel_lengths)
         return self.bridge(states), lengths // config.downsample_factor, states
 
+    @property
+    def max_code_frames(self) -> int:
+        """Code frames of the longest clip that the mel decoder has positions for."""
+        return (self.config.max_decoder_frames + 1) // self.config.downsample_factor
+
+    def used_codebooks(self, num_codebooks: int | None) -> int:
+        """`num_codebooks`, or all where it is None.
+
+        Raises:
+            ValueError: out of range.
+        """
+        used = self.config.num_codebooks if num_codebooks is None else num_codebooks
+        if not 1 <= used <= self.config.num_codebooks:
+            raise ValueError(f"`num_codebooks` must be 1 to {self.config.num_codebooks}, got {num_codebooks}.")
+        return used
+
     def decode(self, audio_codes: torch.Tensor, num_codebooks: int | None = None) -> BaichuanAudioDecoderOutput:
         """
         Codes -> hidden states for flow matching, coarse mel and refined mel.
@@ -234,14 +251,12 @@ class BaichuanAudioTokenizerModel(BaichuanAudioPreTrainedModel, PreTrainedAudioT
         """
         check_codes(audio_codes, self.config.codebook_sizes)
         frames = frame_lengths(audio_codes)
-        longest = (self.config.max_decoder_frames + 1) // self.config.downsample_factor
+        longest = self.max_code_frames
         if audio_codes.numel() == 0 or int(frames.min()) < 1 or int(frames.max()) > longest:
             raise ValueError(
                 f"`audio_codes` needs clips of 1 to {longest} frames, got {frames.tolist()}: cut longer audio into clips."
             )
-        used = self.config.num_codebooks if num_codebooks is None else num_codebooks
-        if not 1 <= used <= self.config.num_codebooks:
-            raise ValueError(f"`num_codebooks` must be 1 to {self.config.num_codebooks}, got {num_codebooks}.")
+        used = self.used_codebooks(num_codebooks)
         vectors = self.quantizer.decode(audio_codes.clamp(min=0)[:, :used])
         return self.mel_decoder(vectors, frames)
 
