@@ -25,6 +25,7 @@ from .modeling_waveform_decoder import BaichuanAudioWaveformDecoder
 from .pipeline_flow_matching_vocoder import FlowMatchingVocoderPipeline
 from .pipeline_speech import BaichuanAudioAnyToAnyPipeline, BaichuanAudioTextToAudioPipeline
 from .processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
+from .streaming_baichuan_audio import AudioStreamer, StreamEvent
 
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _registration.register()
 
 __all__ = [
+    "AudioStreamer",
     "BaichuanAudioAnyToAnyPipeline",
     "BaichuanAudioConfig",
     "BaichuanAudioFeatureExtractor",
@@ -50,4 +52,5 @@ __all__ = [
     "BaichuanAudioVocoderConfig",
     "BaichuanAudioWaveformDecoder",
     "FlowMatchingVocoderPipeline",
+    "StreamEvent",
 ]

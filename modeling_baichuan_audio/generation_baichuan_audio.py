@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from .generation_reply import ReplyRow, ReplyRules, ReplySampler, ReplyStepper
 from .generation_sampling import SamplingSettings, penalised
 from .modeling_common import draw_seeds
+from .streaming_baichuan_audio import CROSS_FADE_SECONDS, AudioStreamer, ReplyStream, SpeechWorker
 
 
 # The original demo's settings: for text before the first audio of a reply, for text after it, and for audio frames.
@@ -46,7 +47,6 @@ REPLY_DEFAULTS = {
     # where a checkpoint says so with an empty list or does not say.
     "audio_switch_token_ids": None,
 }
-CROSS_FADE_SECONDS = 0.01
 
 
 def set_generation_defaults(generation_config: GenerationConfig, text: bool = True) -> None:
@@ -72,7 +72,9 @@ class BaichuanAudioGenerateOutput(ModelOutput):
         segments (`list` of `list` of `dict`): each row's pieces in order, `{"type": "text", "token_ids": (n,)}` or
             `{"type": "audio", "audio_codes": (num_codebooks, frames)}`.
         timings (`list` of `dict`): per row, seconds of its batch: prefill, decoding, in it the LLM's steps (`language_seconds`) and the
-            frames (`audio_head_seconds`), and waveforms; and the row's own number of steps.
+            frames (`audio_head_seconds`), and waveforms after it; and the row's own number of steps. With a streamer also the thread's
+            `flow_seconds` and `vocoder_seconds` and the row's `first_sound_seconds` (None without sound), `audio_seconds` of sound, and
+            `real_time_factor`, seconds of work for each of them.
     """
 
     sequences: torch.LongTensor | None = None
@@ -158,6 +160,7 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
             generation_mode (`"text"` or `"audio"`, defaults to `"text"`): token ids, or a spoken reply that alternates with text.
                 A prompt that ends in `audiogen_start` begins with audio.
             output_audio (`bool`, *optional*): make waveforms; the default in audio mode.
+            streamer (*optional*): audio mode: an [`AudioStreamer`], which gets text and sound as they are made; see `stream`.
             seed (`int` or one per row, *optional*): of all random draws. A row's reply depends on its prompt and its seed alone
                 (audio mode). By default seeds come from torch's global generator.
             forced_text_ids (*optional*, audio mode): per row, pieces of text (lists of ids) to be spoken instead of sampled: each
@@ -198,9 +201,14 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
             self.require_vocoder()
         if input_ids is None:
             raise ValueError("Spoken replies need `input_ids`.")
+        streamer = kwargs.pop("streamer", None)
+        if streamer is not None and (not isinstance(streamer, AudioStreamer) or output_audio is False):
+            raise ValueError(
+                f"Spoken replies stream to an `AudioStreamer`, with sound, got {type(streamer).__name__} and {output_audio=}."
+            )
         refused = [
             name
-            for name in ("streamer", "assistant_model", "past_key_values", "logits_processor", "prefix_allowed_tokens_fn")
+            for name in ("assistant_model", "past_key_values", "logits_processor", "prefix_allowed_tokens_fn")
             if kwargs.get(name) is not None
         ]
         if refused:
@@ -211,14 +219,15 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         kwargs["use_cache"] = True
 
         def decode(model, input_ids, generation_config, stopping_criteria, logits_processor=None, **model_kwargs):
+            speaks = output_audio is not False
             return self._generate_reply(
-                input_ids, generation_config, stopping_criteria, seed, forced_text_ids, output_audio is not False, model_kwargs
+                input_ids, generation_config, stopping_criteria, seed, forced_text_ids, speaks, model_kwargs, streamer
             )
 
         return super().generate(inputs, generation_config, custom_generate=decode, **kwargs)
 
     def _generate_reply(
-        self, input_ids, generation_config, stopping_criteria, seed, forced_text_ids, output_audio, model_kwargs
+        self, input_ids, generation_config, stopping_criteria, seed, forced_text_ids, output_audio, model_kwargs, streamer=None
     ) -> BaichuanAudioGenerateOutput:
         if (generation_config.num_beams or 1) > 1:
             raise ValueError(
@@ -251,23 +260,32 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
 
         started = time.perf_counter()
         step = ReplyStepper(self, input_ids, model_kwargs, compile_config)
-        hidden = step.prefill()
-        prefilled, sequences = time.perf_counter(), input_ids
-        while True:
-            tokens, codes = sampler.step(hidden, pad)
-            sequences = torch.cat([sequences, tokens[:, None]], dim=1)
-            stopped = stopping_criteria(sequences, None).tolist()
-            for row, stop in zip(rows, stopped):
-                row.done = row.done or stop
-            if all(row.done for row in rows):
-                break
-            hidden = step.advance(tokens, codes)
-        decoded = time.perf_counter()
-
-        for row in rows:
-            row.close_text()
-            row.close_audio()
-        audio = self._reply_waveforms(rows, sampler.seeds) if output_audio else None
+        worker = None if streamer is None else SpeechWorker(self, streamer, rows, sampler.seeds)
+        try:
+            hidden = step.prefill()
+            prefilled, sequences = time.perf_counter(), input_ids
+            while streamer is None or not streamer.cancelled:
+                tokens, codes = sampler.step(hidden, pad)
+                sequences = torch.cat([sequences, tokens[:, None]], dim=1)
+                stopped = stopping_criteria(sequences, None).tolist()
+                for row, stop in zip(rows, stopped):
+                    row.done = row.done or stop
+                if all(row.done for row in rows):
+                    break
+                hidden = step.advance(tokens, codes)
+            decoded = time.perf_counter()
+            for row in rows:
+                row.close_text()
+                row.close_audio()
+            if worker is not None:
+                audio = worker.finish()
+            else:
+                audio = self._reply_waveforms(rows, sampler.seeds) if output_audio else None
+        except BaseException as error:
+            if worker is not None:
+                worker.abandon()
+                streamer.end(error)
+            raise
         seconds = {
             "prefill_seconds": prefilled - started,
             "decode_seconds": decoded - prefilled,
@@ -275,13 +293,52 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
             "audio_head_seconds": sampler.watch.seconds(),
             "waveform_seconds": time.perf_counter() - decoded,
         }
+        timings = [{**seconds, "steps": row.steps} for row in rows]
+        if worker is not None:
+            for index, timing in enumerate(timings):
+                timing |= worker.timings(index)
+            streamer.end()
         return BaichuanAudioGenerateOutput(
             sequences=sequences,
             audio_codes=self._reply_codes(rows),
             audio=audio,
             segments=[row.segments for row in rows],
-            timings=[{**seconds, "steps": row.steps} for row in rows],
+            timings=timings,
         )
+
+    def stream(
+        self,
+        latency: str = "exact",
+        tokenizer=None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        **options,
+    ) -> ReplyStream:
+        """
+        A spoken reply as it is made: an iterator over [`StreamEvent`]s, pieces of text and of waveform of every row, in the order in
+        which they become ready. The LLM and the making of sound run in threads of their own.
+
+        ```python
+        for event in model.stream(**inputs, tokenizer=processor.tokenizer, latency="low_latency"):
+            print(event.text, end="") if event.waveform is None else speaker.write(event.waveform.numpy())
+        ```
+
+        Args:
+            latency: "exact": a piece of audio is heard when it is complete, and sounds as without streaming. "low_latency": sound
+                begins with the first frames of a piece, and differs a little.
+            tokenizer (*optional*): turns token ids into the events' `text`.
+            num_steps, guidance (*optional*): of the flow-matching solver.
+            options: as `generate` takes them, but for `generation_mode`, `output_audio` and `streamer`.
+
+        Returns:
+            [`ReplyStream`]: close it, or leave its `with` block, to end the reply early; `output` is `generate`'s at the end.
+
+        Raises:
+            ValueError: an unknown `latency`, no vocoder; what `generate` refuses is raised by the first step of the iteration.
+        """
+        self.require_vocoder()
+        streamer = AudioStreamer(tokenizer, latency, num_steps, guidance)
+        return ReplyStream(self.generate, streamer, {**options, "generation_mode": "audio"})
 
     def _reply_rules(self, generation_config) -> ReplyRules:
         config, eos = self.config, generation_config._eos_token_tensor

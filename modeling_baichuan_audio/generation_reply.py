@@ -39,6 +39,7 @@ class ReplyRow:
     text: list[int] = field(default_factory=list)
     frames: list[torch.Tensor] = field(default_factory=list)
     segments: list[dict] = field(default_factory=list)
+    listener: object | None = None  # with methods `text(token)`, `frame(codes)` and `end_audio()`, called as they happen
 
     def forced_token(self) -> int | None:
         """The next token when it is not sampled."""
@@ -62,11 +63,15 @@ class ReplyRow:
             self.done = True
         else:
             self.text.append(token)
+            if self.listener is not None:
+                self.listener.text(token)
 
     def accept_frame(self, codes: torch.Tensor | None) -> int:
         """Takes a `(num_codebooks,)` frame in audio mode, or None for a forced end; returns the step's token."""
         if codes is not None and int(codes[0]) != self.rules.end_of_audio:
             self.frames.append(codes)
+            if self.listener is not None:
+                self.listener.frame(codes)
             return self.rules.audio_pad
         self.close_audio()
         self.in_audio = False
@@ -84,6 +89,8 @@ class ReplyRow:
     def close_audio(self) -> None:
         if self.frames:
             self.segments.append({"type": "audio", "audio_codes": torch.stack(self.frames, dim=1)})
+            if self.listener is not None:
+                self.listener.end_audio()
         self.frames = []
 
 
