@@ -6,7 +6,7 @@ from .cli_common import app
 
 
 # Importing them registers their commands, in the order of the help.
-for _name in ("cli_speech", "cli_models", "cli_eval"):
+for _name in ("cli_speech", "cli_models", "cli_eval", "cli_bench"):
     importlib.import_module(f".{_name}", __package__)
 
 __all__ = ["app"]
