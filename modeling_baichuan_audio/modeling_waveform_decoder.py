@@ -1,6 +1,7 @@
 """Codes -> waveform without the LLM: mel decoder, flow matching and vocoder."""
 
 import copy
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -11,10 +12,11 @@ from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_see
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
 from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES
+from .streaming_baichuan_audio import LATENCIES, SpeechPieceStream
 
 
 class BaichuanAudioDecodingMixin:
-    """`decode_audio`, for a model with `audio_tokenizer`, `flow_matching` and `vocoder`."""
+    """`decode_audio` and `stream_audio`, for a model with `audio_tokenizer`, `flow_matching` and `vocoder`."""
 
     def require_vocoder(self) -> BaichuanAudioVocoder:
         """The vocoder.
@@ -75,6 +77,43 @@ class BaichuanAudioDecodingMixin:
             sound = vocoder(flow.mel, flow.mel_lengths, seed=seeds[start : start + batch_size])
             waveforms += [wave[:length] for wave, length in zip(sound.waveform, sound.waveform_lengths.tolist())]
         return waveforms
+
+    def stream_audio(
+        self,
+        audio_codes: torch.LongTensor | Iterable[torch.LongTensor],
+        seed: int | None = None,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        latency: str = "exact",
+    ) -> Iterator[torch.Tensor]:
+        """
+        One clip's codes -> its waveform in chunks, as they become ready.
+
+        Args:
+            audio_codes (`(num_codebooks, frames)`, or an iterable of such pieces as they come): the clip.
+            seed, num_steps, guidance (*optional*): as in `decode_audio`.
+            latency: "exact": the chunks together are what `decode_audio` gives, and begin when the clip is complete. "low_latency":
+                they begin with its first frames, and differ a little.
+
+        Returns:
+            An iterator over float32 `(samples,)` tensors; F frames give `(4 F - 1) * 480` samples in all.
+
+        Raises:
+            ValueError: an unknown `latency`, no vocoder; codes the tokenizer refuses, as they come.
+        """
+        self.require_vocoder()
+        if latency not in LATENCIES:
+            raise ValueError(f"`latency` must be one of {', '.join(LATENCIES)}, got {latency!r}.")
+        stream = SpeechPieceStream(self, draw_seeds(seed, 1)[0], latency, num_steps, guidance)
+        nothing = torch.empty(self.config.audio_tokenizer_config.num_codebooks, 0, dtype=torch.long)
+        pieces = [audio_codes] if isinstance(audio_codes, torch.Tensor) else audio_codes
+
+        def chunks() -> Iterator[torch.Tensor]:
+            for piece in pieces:
+                yield from stream.push(piece.to(self.device), final=False)
+            yield from stream.push(nothing.to(self.device), final=True)
+
+        return chunks()
 
 
 class BaichuanAudioWaveformDecoder(BaichuanAudioDecodingMixin, BaichuanAudioPreTrainedModel):

@@ -110,6 +110,27 @@ class FlowMatchingVocoderPipeline(Pipeline):
             return super().__call__((clip for clip in audio_codes), **kwargs)
         raise ValueError(f"`audio_codes` must be a clip or several, got {type(audio_codes).__name__}.")
 
+    def stream(self, audio_codes: Any, latency: str = "exact", **settings) -> Iterator[np.ndarray]:
+        """
+        One clip's sound in chunks, as they become ready.
+
+        Args:
+            audio_codes: a clip as for a call, or an iterator over pieces of it, each `(num_codebooks, frames)`, as they come.
+            latency: "exact": the chunks together are what a call gives, and begin when the clip is complete. "low_latency": they begin
+                with its first frames, and differ a little.
+            seed, num_steps, guidance (*optional*): as for a call.
+
+        Returns:
+            An iterator over float32 `(samples,)` arrays at `model.config.sampling_rate`.
+
+        Raises:
+            ValueError: an unknown `latency`, or codes that do not fit, as they come.
+        """
+        one = isinstance(audio_codes, (Sequence, np.ndarray, torch.Tensor))
+        pieces = as_clip(audio_codes) if one else map(as_clip, audio_codes)
+        chunks = self.model.stream_audio(pieces, latency=latency, **{**self._forward_params, **settings})
+        return (chunk.cpu().numpy() for chunk in chunks)
+
     def _sanitize_parameters(self, seed=None, num_steps=None, guidance=None, num_codebooks=None):
         settings = {"seed": seed, "num_steps": num_steps, "guidance": guidance, "num_codebooks": num_codebooks}
         return {}, {name: value for name, value in settings.items() if value is not None}, {}

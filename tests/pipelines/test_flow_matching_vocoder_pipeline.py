@@ -146,6 +146,42 @@ def test_bad_codes(codes, message, pipe):
         pipe(codes)
 
 
+# -------------------- streaming
+
+LONG = np.random.default_rng(0).integers(0, 16, (8, 60))
+
+
+@pytest.mark.parametrize("form", ["clip", "nested list", "pieces"])
+def test_stream_gives_what_a_call_gives(form, pipe):
+    forms = {"clip": LONG, "nested list": LONG.tolist(), "pieces": iter(np.split(LONG, [7, 31], axis=1))}
+    chunks = list(pipe.stream(forms[form], **FAST))
+    assert len(chunks) > 2 and all(chunk.dtype == np.float32 and chunk.size for chunk in chunks)
+    np.testing.assert_allclose(np.concatenate(chunks), pipe(LONG, **FAST)["audio"], atol=1e-4)
+
+
+def test_stream_begins_before_the_clip_is_complete(pipe):
+    taken = []
+
+    def pieces():
+        for piece in np.split(LONG, 12, axis=1):
+            taken.append(piece)
+            yield piece
+
+    stream = pipe.stream(pieces(), latency="low_latency", **FAST)
+    first = next(stream)
+    assert 0 < len(taken) < 12
+    assert sum(map(len, [first, *stream])) == (4 * 60 - 1) * 480
+
+
+def test_stream_refuses_what_it_cannot_do(pipe):
+    with pytest.raises(ValueError, match="`latency` must be one of exact, low_latency, got 'fast'"):
+        pipe.stream(LONG, latency="fast")
+    with pytest.raises(ValueError, match="integers of shape"):
+        pipe.stream(LONG.astype(float))
+    with pytest.raises(ValueError, match="reach"):
+        list(pipe.stream(LONG * 1000))
+
+
 # -------------------- loading
 
 
