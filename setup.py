@@ -11,7 +11,8 @@ NAME = "modeling_baichuan_audio"
 PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation", "miniature"]
 EVAL = ["rapidfuzz>=3"]
 PLOT = ["matplotlib>=3.8"]
-TEST = [*EVAL, *PLOT, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
+QUANTIZE = ["torchao>=0.14"]
+TEST = [*EVAL, *PLOT, *QUANTIZE, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
 
 
 class BuildWithCard(build_py):
@@ -58,6 +59,7 @@ setup(
         "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18", "praat-parselmouth>=0.4.5", "tensorboard>=2.16"],
         "eval": EVAL,
         "plot": PLOT,
+        "quantize": QUANTIZE,
         "test": TEST,
         "demo": ["gradio>=5"],
     },

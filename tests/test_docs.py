@@ -15,7 +15,7 @@ from modeling_baichuan_audio.conversion import tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-QUICK = ["checkpoints", "codec", "hub", "quickstart", "streaming", "tts"]
+QUICK = ["checkpoints", "codec", "hub", "memory", "quickstart", "streaming", "tts"]
 LONG = ["lora", "pipelines", "serving", "speech-chat"]
 TABLES = ["data", "evaluation", "training"]  # about commands that tests of their own run
 
