@@ -145,10 +145,13 @@ class HarmonicSource(nn.Module):
         Returns:
             `(batch, samples, num_harmonics + 1)` float32: sin(2 pi cumsum(f0 h / rate) + phase), before amplitude and voicing.
         """
-        ends = self.turns(f0, before)
+        ends, cycles = self.turns(f0, before), self.cycles(f0)
         starts = torch.cat([torch.zeros_like(ends[:, :1]) if before is None else before[:, None], ends[:, :-1]], dim=1) / _TURN
+        if cycles.requires_grad:  # integers have no gradient: it comes from a sum that adds exactly 0
+            sums = (cycles * self.config.hop_length).cumsum(dim=1)
+            starts = starts + nn.functional.pad(sums - sums.detach(), (0, 0, 1, 0))[:, :-1]
         steps = torch.arange(1, self.config.hop_length + 1, device=f0.device, dtype=torch.float32)[:, None]
-        turns = torch.remainder(starts[:, :, None] + self.cycles(f0)[:, :, None] * steps, 1.0).flatten(1, 2)
+        turns = torch.remainder(starts[:, :, None] + cycles[:, :, None] * steps, 1.0).flatten(1, 2)
         return torch.sin(2 * math.pi * turns + phases[:, None])
 
     def draw_phases(self, seeds: list[int]) -> torch.Tensor:
@@ -275,7 +278,7 @@ class BaichuanAudioVocoder(VocoderStreamingMixin, BaichuanAudioPreTrainedModel):
             # (arXiv 1707.02937).
             reach = module.kernel_size[0]
             taps = (1 - (torch.arange(reach) - (reach - 1) / 2).abs() / module.stride[0]).clamp(min=0)
-            mixing = torch.empty(module.weight.shape[:2]).normal_(std=len(module.weight) ** -0.5)
+            mixing = torch.empty(module.weight.shape[:2]).normal_(std=self.config.initializer_range)
             init.copy_(module.weight, mixing[..., None] * taps)
 
     def _weight_norm_modules(self) -> dict[str, nn.Module]:

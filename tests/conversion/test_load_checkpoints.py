@@ -54,9 +54,12 @@ def folder(request):
 @pytest.fixture
 def log(caplog):
     """The log, transformers' own lines included."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_warning()  # a command that ran before may have silenced it
     logging.enable_propagation()
     yield caplog
     logging.disable_propagation()
+    logging.set_verbosity(verbosity)
 
 
 # -------------------- parts
@@ -285,6 +288,7 @@ def test_saved_checkpoint_has_the_files_of_a_converted_one(tmp_path, original_fo
     ours, theirs = ({path.name for path in folder.iterdir() if path.suffix == ".py"} for folder in folders)
     assert ours | {"feature_extraction_baichuan_audio.py"} == theirs  # `convert` brings the feature extractor along
     ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    assert ours["auto_map"].pop("AutoProcessor")  # this original has no tokenizer, so `convert` made no processor of it
     assert ours["auto_map"] == theirs["auto_map"]
 
 

@@ -103,8 +103,18 @@ def test_ids_and_embeddings_together_are_refused(original_model):
         original_model(input_ids=torch.tensor([[1]]), inputs_embeds=torch.zeros(1, 1, 256))
     with pytest.raises(ValueError, match="exactly one"):
         original_model()
-    with pytest.raises(ValueError, match="cannot be combined"):
-        original_model(inputs_embeds=torch.zeros(1, 1, 256), audio_codes=torch.zeros(1, 8, 1, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_audio_beside_embeddings_takes_the_places_of_the_audio_token(original_model):
+    model, features = original_model, golden()["features.1.0"][None]
+    ids = golden()["llm.prompt"]
+    embeds = model.get_input_embeddings()(ids)
+    reference = model(input_ids=ids, input_features=features).logits
+    assert torch.equal(model(inputs_embeds=embeds, input_features=features).logits, reference)
+    assert torch.equal(model(inputs_embeds=embeds, audio_codes=model.get_audio_codes(features)).logits, reference)
+    with pytest.raises(ValueError, match="15 audio tokens without codes"):
+        model(inputs_embeds=embeds, input_features=features[..., :64])
 
 
 @torch.no_grad()

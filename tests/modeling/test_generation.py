@@ -424,7 +424,7 @@ def test_joined_pieces_fade_into_one_another():
     [
         ({"generation_mode": "speech"}, 'must be "text" or "audio"'),
         ({"generation_mode": "audio", "num_beams": 2}, "num_beams=1"),
-        ({"generation_mode": "audio", "streamer": object()}, "`streamer`"),
+        ({"generation_mode": "audio", "streamer": object()}, "`AudioStreamer`"),
         ({"generation_mode": "audio", "logits_processor": [1]}, "`logits_processor`"),
         ({"generation_mode": "audio", "forced_text_ids": []}, "one entry per row"),
         ({"generation_mode": "audio", "forced_text_ids": [[]]}, "nothing to speak"),

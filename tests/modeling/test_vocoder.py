@@ -64,6 +64,21 @@ def test_harmonics_are_the_integral_of_f0(vocoder):
     assert float((ours.double() - reference)[:, :48000].abs().max()) < 2e-3
 
 
+def test_harmonics_have_the_gradient_of_the_integral(vocoder):
+    """A frame's F0 turns every later sample, by as much as the frame is long."""
+    source, hop = vocoder.source, vocoder.config.hop_length
+    f0, phases = (80 + 200 * torch.rand(1, 6)).requires_grad_(), torch.rand(1, 9)
+    sines = source.harmonics(f0, phases)
+    sample = 4 * hop + 99
+    sines[0, sample, 2].backward()
+    with torch.no_grad():
+        assert torch.equal(sines, source.harmonics(f0, phases))
+        quarter = source.harmonics(f0, phases + math.pi / 2)[0, sample, 2]
+    slope = 3 * 2 * math.pi / vocoder.config.sampling_rate * quarter
+    expected = slope * torch.tensor([hop, hop, hop, hop, 100.0, 0.0])
+    torch.testing.assert_close(f0.grad[0], expected, atol=1e-5, rtol=1e-3)
+
+
 def test_voicing(vocoder):
     source, config = vocoder.source, vocoder.config
     f0 = torch.tensor([[0.0, 9.0, 100.0]])
