@@ -94,6 +94,7 @@ class BaichuanAudioTokenizerConfig(_ReadsOriginalFormat, PreTrainedConfig):
 
     model_type = "baichuan_audio_tokenizer"
     base_config_key = "audio_tokenizer_config"
+    base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight", "mel_decoder.layers.*": "free_full_weight"}
 
     sampling_rate: int = 16000
     num_mel_bins: int = 128
@@ -202,6 +203,7 @@ class BaichuanAudioHeadConfig(_ReadsOriginalFormat, PreTrainedConfig):
 
     model_type = "baichuan_audio_head"
     base_config_key = "audio_head_config"
+    base_model_fsdp_plan = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
 
     hidden_size: int = 3584
     num_hidden_layers: int = 3
@@ -251,6 +253,7 @@ class BaichuanAudioFlowMatchingConfig(_ReadsOriginalFormat, PreTrainedConfig):
 
     model_type = "baichuan_audio_flow_matching"
     base_config_key = "flow_matching_config"
+    base_model_fsdp_plan = {"prenet.layers.*": "free_full_weight", "estimator.mid_stages.*": "free_full_weight"}
 
     input_size: int = 1280
     num_mel_bins: int = 80
@@ -313,6 +316,7 @@ class BaichuanAudioVocoderConfig(_ReadsOriginalFormat, PreTrainedConfig):
 
     model_type = "baichuan_audio_vocoder"
     base_config_key = "vocoder_config"
+    base_model_fsdp_plan = {}  # small: it is sharded as a whole
 
     num_mel_bins: int = 80
     sampling_rate: int = 24000
@@ -410,6 +414,7 @@ class BaichuanAudioConfig(_ReadsOriginalFormat, PreTrainedConfig):
     """
 
     model_type = "baichuan_audio"
+    base_model_fsdp_plan = {}  # the parts have plans of their own
     # Tasks that this process has pipelines for. Where a config names its own, transformers asks for `trust_remote_code` all the same.
     _registered_tasks = ()
     sub_configs_defaults = {

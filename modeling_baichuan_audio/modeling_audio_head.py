@@ -63,7 +63,6 @@ class BaichuanAudioHead(BaichuanAudioPreTrainedModel):
     main_input_name = "hidden_states"
     _supports_flash_attn = True
     _no_split_modules = ["AudioHeadLayer"]
-    _can_record_outputs = {"hidden_states": AudioHeadLayer, "attentions": BaichuanAudioAttention}
 
     def __init__(self, config: BaichuanAudioHeadConfig):
         super().__init__(config)

@@ -7,7 +7,9 @@ from torch import nn
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_baichuan_audio import BaichuanAudioTokenizerConfig
 from .modeling_common import (
@@ -56,6 +58,7 @@ class BaichuanAudioTokenizerOutput(ModelOutput):
         audio_codes: in training mode also -1 in codebooks that a clip did not use.
         perplexity, usage (`(num_codebooks,)`): see `QuantizerOutput`.
         replaced (`(chunks,)`, bool): clips that were decoded from their quantised vectors.
+        hidden_states, attentions: the encoder's, where asked for with `output_hidden_states` or `output_attentions`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -74,6 +77,8 @@ class BaichuanAudioTokenizerOutput(ModelOutput):
     perplexity: torch.FloatTensor | None = None
     usage: torch.FloatTensor | None = None
     replaced: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class BaichuanAudioEncoder(nn.Module):
@@ -152,7 +157,12 @@ class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrai
     output_modalities = ("audio",)
     _no_split_modules = ["BaichuanAudioTransformerLayer"]
     _supports_flash_attn = True
-    _can_record_outputs = {"hidden_states": BaichuanAudioTransformerLayer, "attentions": BaichuanAudioAttention}
+    _keep_in_fp32_modules_strict = ["quantizer"]
+    # Of the encoder: the mel decoder's layers are of the same class.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(BaichuanAudioTransformerLayer, layer_name="encoder"),
+        "attentions": OutputRecorder(BaichuanAudioAttention, index=1, layer_name="encoder"),
+    }
 
     def __init__(self, config: BaichuanAudioTokenizerConfig):
         super().__init__(config)
@@ -180,7 +190,13 @@ class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrai
             init.zeros_(module.cluster_size)
             init.copy_(module.embed_avg, module.embed * module.cluster_size[:, None])
 
-    def encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> BaichuanAudioEncoderOutput:
+    @capture_outputs
+    def encode(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaichuanAudioEncoderOutput:
         """
         Mel features -> codes (paper, section 3.1).
 
@@ -191,6 +207,9 @@ class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrai
         Raises:
             ValueError: wrong shapes, or chunks longer than `max_audio_seconds`.
         """
+        return self._encode(input_features, input_features_mask)
+
+    def _encode(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None) -> BaichuanAudioEncoderOutput:
         vectors, frames, states = self._encode_continuous(input_features, input_features_mask)
         codes = self.quantizer.encode(vectors)[..., : int(frames.max())]
         mask = length_mask(frames, codes.shape[-1])
@@ -260,6 +279,7 @@ class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrai
         vectors = self.quantizer.decode(audio_codes.clamp(min=0)[:, :used])
         return self.mel_decoder(vectors, frames)
 
+    @capture_outputs
     def forward(
         self,
         input_features: torch.Tensor,
@@ -272,7 +292,7 @@ class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrai
         commitment_weight: float | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaichuanAudioTokenizerOutput:
         """
         Mel features -> codes -> mels, each chunk a clip; with mel labels, the losses too.
@@ -302,7 +322,7 @@ class BaichuanAudioTokenizerModel(MelDecoderStreamingMixin, BaichuanAudioPreTrai
         if coarse_labels is None:
             if text_labels is not None:
                 raise ValueError("`text_labels` need `coarse_labels` and `mel_labels` beside them.")
-            encoded = self.encode(input_features, input_features_mask)
+            encoded = self._encode(input_features, input_features_mask)
             decoded = self.decode(encoded.audio_codes)
             return BaichuanAudioTokenizerOutput(
                 audio_codes=encoded.audio_codes,

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .generation_baichuan_audio import BaichuanAudioGenerationMixin, set_generation_defaults
@@ -74,7 +75,6 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
     output_modalities = ("text", "audio")
     _keys_to_ignore_on_load_unexpected = PART_KEYS_TO_IGNORE
     _no_split_modules = ["BaichuanAudioTransformerLayer", "AudioHeadLayer", "EstimatorStage"]
-    _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
 
     def __init__(self, config: BaichuanAudioConfig):
@@ -112,27 +112,38 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
             input_features (`(chunks, num_mel_bins, mel_frames)`), input_features_mask (`(chunks, mel_frames)`, *optional*).
 
         Returns:
-            `last_hidden_state`: the encoder's output (chunks, time, width); `pooler_output`: the embedded frames of all chunks in
-            order, (frames, hidden_size).
+            `last_hidden_state`: the encoder's output (chunks, time, width), with its `hidden_states` and `attentions` where asked
+            for; `pooler_output`: the embedded frames of all chunks in order, (frames, hidden_size).
         """
         with torch.no_grad():
-            encoded = self.audio_tokenizer.encode(input_features, input_features_mask)
+            encoded = self.audio_tokenizer.encode(input_features, input_features_mask, **kwargs)
         codes = encoded.audio_codes.transpose(1, 2)[encoded.audio_codes_mask]
-        return BaseModelOutputWithPooling(last_hidden_state=encoded.last_hidden_state, pooler_output=self.embed_codes(codes))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=self.embed_codes(codes),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
-    def get_placeholder_mask(self, input_ids: torch.LongTensor) -> torch.BoolTensor:
-        """(batch, time) True at the audio tokens that stand for a frame each."""
-        return input_ids == self.config.audio_pad_token_id
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None = None
+    ) -> torch.BoolTensor:
+        """(batch, time) True at the audio tokens that stand for a frame each; without ids, where their embedding is."""
+        if input_ids is not None:
+            return input_ids == self.config.audio_pad_token_id
+        token = torch.tensor(self.config.audio_pad_token_id, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
 
     def resolve_audio_codes(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         audio_codes: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
     ) -> torch.LongTensor | None:
         """
-        One code frame for every audio token of the prompt.
+        One code frame for every audio token of the prompt, given as ids or as embeddings.
 
         `audio_codes` lists a row's frames in the order of its audio tokens. Frames left at -1 are filled, in order, with the codes of
         `input_features`; without `audio_codes` all of them come from there.
@@ -143,18 +154,18 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
         Raises:
             ValueError: more or fewer frames than audio tokens.
         """
-        counts = self.get_placeholder_mask(input_ids).sum(-1)
+        counts = self.get_placeholder_mask(input_ids, inputs_embeds).sum(-1)
         total, codebooks = int(counts.sum()), self.config.audio_tokenizer_config.num_codebooks
         if total == 0 and input_features is None and audio_codes is None:
             return None
-        slots = torch.arange(int(counts.max()), device=input_ids.device) < counts[:, None]
-        codes = torch.full((input_ids.shape[0], slots.shape[1], codebooks), -1, device=input_ids.device)
+        slots = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
+        codes = torch.full((len(counts), slots.shape[1], codebooks), -1, device=counts.device)
         if audio_codes is not None:
             check_codes(audio_codes, self.config.audio_tokenizer_config.codebook_sizes)
-            if audio_codes.shape[0] != input_ids.shape[0] or audio_codes.shape[2] < slots.shape[1]:
+            if audio_codes.shape[0] != len(counts) or audio_codes.shape[2] < slots.shape[1]:
                 raise ValueError(
                     f"`audio_codes` of shape {tuple(audio_codes.shape)} cannot fill the audio tokens of the prompt: "
-                    f"{input_ids.shape[0]} rows with {counts.tolist()} tokens."
+                    f"{len(counts)} rows with {counts.tolist()} tokens."
                 )
             codes = audio_codes.to(codes.device).transpose(1, 2)[:, : slots.shape[1]].masked_fill(~slots[..., None], -1)
         empty = slots & (codes < 0).any(-1)
@@ -182,13 +193,14 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
         input_features_mask: torch.Tensor | None = None,
         audio_codes: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
         Args:
             input_ids (`(batch, time)`, int64): text, with one audio token per audio frame.
             attention_mask (`(batch, time)`, *optional*), position_ids, past_key_values, use_cache: as for any decoder.
-            inputs_embeds (`(batch, time, hidden_size)`, *optional*): instead of `input_ids`; audio must be embedded already.
+            inputs_embeds (`(batch, time, hidden_size)`, *optional*): instead of `input_ids`. Audio that comes beside it takes the
+                places of the audio token's embedding.
             input_features (`(chunks, num_mel_bins, mel_frames)`, *optional*): every chunk of every audio, in prompt order.
             input_features_mask (`(chunks, mel_frames)`, *optional*): 1 where a chunk has a frame.
             audio_codes (`(batch, num_codebooks, frames)`, *optional*): codes of the audio tokens; see `resolve_audio_codes`.
@@ -198,16 +210,16 @@ class BaichuanAudioModel(BaichuanAudioPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        has_audio = input_ids is not None or input_features is not None or audio_codes is not None
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            codes = self.resolve_audio_codes(input_ids, input_features, input_features_mask, audio_codes)
+        if has_audio:
+            codes = self.resolve_audio_codes(input_ids, input_features, input_features_mask, audio_codes, inputs_embeds)
             if codes is not None:
                 frames = codes.transpose(1, 2)
                 embedded = self.embed_codes(frames[(frames >= 0).all(-1)])
-                mask = self.get_placeholder_mask(input_ids)[..., None]
+                mask = self.get_placeholder_mask(input_ids, inputs_embeds)[..., None]
                 inputs_embeds = inputs_embeds.masked_scatter(mask, embedded.to(inputs_embeds.dtype))
-        elif input_features is not None or audio_codes is not None:
-            raise ValueError("`inputs_embeds` cannot be combined with `input_features` or `audio_codes`.")
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -242,11 +254,13 @@ class BaichuanAudioForCausalLM(BaichuanAudioDecodingMixin, BaichuanAudioPreTrain
     input_modalities = ("audio", "text")
     output_modalities = ("text", "audio")
     _no_split_modules = BaichuanAudioModel._no_split_modules
-    _skip_keys_device_placement = BaichuanAudioModel._skip_keys_device_placement
     # HiFT is small and integrates a phase: it stays in float32 whatever the rest is loaded in.
     _keep_in_fp32_modules_strict = ["vocoder"]
     _supports_flash_attn = True
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # How the head is split over devices; the backbone brings plans of its own, and the audio parts are small enough to be copied.
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: BaichuanAudioConfig):
         super().__init__(config)
@@ -265,9 +279,9 @@ class BaichuanAudioForCausalLM(BaichuanAudioDecodingMixin, BaichuanAudioPreTrain
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
-        model, loading_info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        set_generation_defaults(model.generation_config)
-        return (model, loading_info) if output_loading_info else model
+        loaded = super().from_pretrained(*args, output_loading_info=output_loading_info, **kwargs)
+        set_generation_defaults((loaded[0] if output_loading_info else loaded).generation_config)
+        return loaded
 
     def set_auto_map(self) -> None:
         """Names every Auto class and every pipeline in the config, as saved folders carry the code files."""
@@ -372,7 +386,7 @@ class BaichuanAudioForCausalLM(BaichuanAudioDecodingMixin, BaichuanAudioPreTrain
         audio_loss_frames: int | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         num_audio_items_in_batch: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaichuanAudioCausalLMOutputWithPast:
         """
         Args:

@@ -35,6 +35,8 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    # Caches are lists that a layer adds to. With a device map, lists among a module's arguments are rebuilt unless they are named here.
+    _skip_keys_device_placement = ["past_key_values", "cache", "caches"]
     _keys_to_ignore_on_load_unexpected = [*DROPPED_KEYS, VISION_KEYS]
     # Running sums that follow from the entries and their counts: a checkpoint may leave them out.
     _keys_to_ignore_on_load_missing = [r"\.codebooks\.\d+\.embed_avg$"]
@@ -84,6 +86,9 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
         """
         Loads a converted or an original checkpoint (folder or Hub id); see [`~transformers.PreTrainedModel.from_pretrained`].
 
+        Tensors that are missing are listed in the loading info where `output_loading_info=True` asks for it, and initialised; so they
+        are where `state_dict` is given.
+
         Raises:
             ValueError: the checkpoint lacks tensors that the config asks for, or has them in other shapes; the message lists them.
         """
@@ -94,7 +99,8 @@ class BaichuanAudioPreTrainedModel(PreTrainedModel):
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        problems = [f"{name} is missing" for name in sorted(loading_info["missing_keys"])]
+        may_miss = output_loading_info or kwargs.get("state_dict") is not None
+        problems = [] if may_miss else [f"{name} is missing" for name in sorted(loading_info["missing_keys"])]
         if not ignore_mismatched_sizes:
             problems += [
                 f"{name} has shape {list(stored)} instead of {list(wanted)}"

@@ -64,7 +64,7 @@ class CausalBlock(nn.Module):
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, states: torch.Tensor, cache: list[torch.Tensor] | None = None) -> torch.Tensor:
-        return nn.functional.mish(self.norm(self.conv(states, cache)))
+        return nn.functional.mish(self.norm(self.conv(states, cache=cache)))
 
 
 class PointwiseConv1d(nn.Conv1d):
@@ -89,8 +89,8 @@ class CausalResnetBlock(nn.Module):
 
     def forward(self, states: torch.Tensor, shift: torch.Tensor, caches) -> torch.Tensor:
         """shift (`(batch or 1, 1, out_channels)`): `time_proj` of the embedded flow time."""
-        hidden = self.block1(states, caches[0]) + shift
-        return self.block2(hidden, caches[1]) + self.res_conv(states)
+        hidden = self.block1(states, cache=caches[0]) + shift
+        return self.block2(hidden, cache=caches[1]) + self.res_conv(states)
 
 
 class ChunkAttention(BaichuanAudioAttention):
@@ -142,7 +142,7 @@ class EstimatorTransformerBlock(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, states: torch.Tensor, attention_mask=None, cache=None) -> torch.Tensor:
-        states = states + self.attn(self.norm1(states), attention_mask, cache)[0]
+        states = states + self.attn(self.norm1(states), attention_mask, cache=cache)[0]
         return states + self.fc2(ACT2FN["gelu"](self.fc1(self.norm2(states))))
 
 
@@ -159,9 +159,9 @@ class EstimatorStage(GradientCheckpointingLayer):
     def forward(self, states: torch.Tensor, shift: torch.Tensor, attention_mask=None, cache=None) -> torch.Tensor:
         """The stage up to its own convolution, which the U-Net calls: what comes before it is the skip connection."""
         resnet, attention = ((None, None), [None] * len(self.blocks)) if cache is None else (cache.resnet, cache.attention)
-        states = self.resnet(states, shift, resnet)
+        states = self.resnet(states, shift, caches=resnet)
         for block, keys_and_values in zip(self.blocks, attention):
-            states = block(states, attention_mask, keys_and_values)
+            states = block(states, attention_mask, cache=keys_and_values)
         return states
 
 
@@ -251,9 +251,9 @@ class FlowMatchingEstimator(nn.Module):
         down_cache, up_cache, final_cache = (None, None, None) if cache is None else cache.convs
         states = torch.cat([noisy_mel, condition], dim=-1).to(self.dtype)
         skip = self.down_stage(states, shifts[0], attention_mask, caches[0])
-        states = self.down_stage.conv(skip, down_cache)
+        states = self.down_stage.conv(skip, cache=down_cache)
         for stage, shift, stage_cache in zip(self.mid_stages, shifts[1:], caches[1:]):
             states = stage(states, shift, attention_mask, stage_cache)
         states = self.up_stage(torch.cat([states, skip], dim=-1), shifts[-1], attention_mask, caches[-1])
-        states = self.final_block(self.up_stage.conv(states, up_cache), final_cache)
+        states = self.final_block(self.up_stage.conv(states, cache=up_cache), cache=final_cache)
         return self.final_proj(states)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig
 from .modeling_common import (
@@ -34,6 +36,7 @@ class BaichuanAudioFlowMatchingOutput(ModelOutput):
         mel (`(batch, frames, num_mel_bins)`, float32): natural-log mel at 50 Hz, zero past the end; None where it was not solved for.
         condition (`(batch, frames, num_mel_bins)`): the pre-net's mu, which the solver was conditioned on.
         mel_lengths (`(batch,)`, int64): valid frames.
+        hidden_states, attentions: the pre-net's, where asked for with `output_hidden_states` or `output_attentions`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -42,6 +45,8 @@ class BaichuanAudioFlowMatchingOutput(ModelOutput):
     mel: torch.FloatTensor | None = None
     condition: torch.FloatTensor | None = None
     mel_lengths: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class FlowMatchingPreNet(nn.Module):
@@ -97,7 +102,11 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
     main_input_name = "hidden_states"
     input_modalities = ("audio",)
     _no_split_modules = ["BaichuanAudioTransformerLayer", "EstimatorStage"]
-    _can_record_outputs = {"hidden_states": BaichuanAudioTransformerLayer, "attentions": BaichuanAudioAttention}
+    # Of the pre-net. The estimator runs once or twice per solver step.
+    _can_record_outputs = {
+        "hidden_states": BaichuanAudioTransformerLayer,
+        "attentions": OutputRecorder(BaichuanAudioAttention, index=1, layer_name="prenet"),
+    }
 
     def __init__(self, config: BaichuanAudioFlowMatchingConfig):
         super().__init__(config)
@@ -245,6 +254,7 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         prior_loss = (condition.float() - mel).abs().masked_fill(~valid, 0.0).sum() / values
         return flow_loss, prior_loss
 
+    @capture_outputs
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -259,7 +269,7 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         return_mel: bool | None = None,
         time_schedule: str | None = None,
         chunk_sizes: list[int] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaichuanAudioFlowMatchingOutput:
         """
         Mel decoder states -> log-mel, or with a target mel the training losses (the tokenizer before it stays frozen).

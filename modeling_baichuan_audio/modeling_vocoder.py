@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_baichuan_audio import BaichuanAudioVocoderConfig
 from .modeling_common import (
@@ -270,6 +270,7 @@ class BaichuanAudioVocoder(VocoderStreamingMixin, BaichuanAudioPreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, dtype=None, **kwargs):
         """In float32 unless another dtype is named, whatever the rest of the checkpoint is in."""
+        dtype = kwargs.pop("torch_dtype", dtype)  # the argument's earlier name
         return super().from_pretrained(*args, dtype=torch.float32 if dtype in (None, "auto") else dtype, **kwargs)
 
     @torch.no_grad()
@@ -382,6 +383,7 @@ class BaichuanAudioVocoder(VocoderStreamingMixin, BaichuanAudioPreTrainedModel):
         waveform = _limited(waveform, config.audio_limit)
         return waveform.masked_fill(~length_mask(lengths * config.hop_length, waveform.shape[1]), 0.0)
 
+    @can_return_tuple
     def forward(
         self,
         mel: torch.Tensor,

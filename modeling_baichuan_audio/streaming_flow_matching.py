@@ -144,7 +144,7 @@ def push(decoder, hidden_states, state: FlowMatchingStream, lengths=None, final=
 def solve_chunk(decoder, state: FlowMatchingStream, hidden_states: torch.Tensor, end: int) -> torch.Tensor:
     """Hidden states of the chunk that ends at frame `end` -> its mel (batch, frames, num_mel_bins); the state moves on."""
     frames, device, dtype = hidden_states.shape[1], hidden_states.device, decoder.estimator.dtype
-    condition = decoder.prenet(hidden_states.to(dtype), state.prenet)
+    condition = decoder.prenet(hidden_states.to(dtype), caches=state.prenet)
     noise = torch.zeros(condition.shape)
     valid = [min(max(received - state.position, 0), frames) for received in state.received]
     for row, seed, length in zip(noise, state.seeds, valid):
