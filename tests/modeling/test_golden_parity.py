@@ -195,13 +195,14 @@ def test_audio_ends_by_itself(model, check_parity):
     frames = expected[:-2]
     assert int(expected[-2, 0]) == end and not (frames[:, 0] == end).any()
     bias = model.audio_head.heads[0].bias
+    before = bias.detach().clone()  # other tests share the model
     with torch.no_grad():
         bias[end] += float(gold("generate_audio_eos.bias_added"))
     try:
         result = generate_frames(model, gold("generate_audio.prompt")[None], 1.0, 40, max_text_tokens=None)
     finally:
         with torch.no_grad():
-            bias[end] -= float(gold("generate_audio_eos.bias_added"))
+            bias.copy_(before)
     audio = [part["audio_codes"] for part in result.segments[0] if part["type"] == "audio"]
     check_parity("generated tokens and codes", audio[0].T, frames, tolerance=0)
     # The original leaves an audio_pad in the place of the end-of-audio frame; here it is audiogen_end at once.
