@@ -270,8 +270,9 @@ class ReplySampler:
 
     def _sample_frames(self, hidden, indices, uniforms) -> torch.LongTensor:
         """Frames of the rows `indices`. A graph serves the whole batch: its shape must not change with the rows in audio."""
+        rows = torch.tensor(indices, device=hidden.device)
         everyone = self.is_compiled or len(indices) == len(self.rows)
-        chosen = slice(None) if everyone else torch.tensor(indices, device=hidden.device)
+        chosen = slice(None) if everyone else rows
         settings = self.audio_settings if everyone else SamplingColumns.of([self.settings["audio"]] * len(indices), hidden.device)
         with self.watch:
             frames = self.sample_frame(
@@ -283,10 +284,7 @@ class ReplySampler:
                 uniforms[chosen, 1:],
                 self.do_sample,
             )
-        if everyone and len(indices) < len(self.rows):
-            frames = frames[indices]
-        elif self.is_compiled:
-            frames = frames.clone()  # a CUDA graph writes its next result into the same memory
-        rows = torch.tensor(indices, device=hidden.device)[:, None]
-        self.seen_codes[rows, frames + self.code_starts] = True
+        if self.is_compiled:
+            frames = frames[rows]  # a copy, too: a CUDA graph writes its next result into the same memory
+        self.seen_codes[rows[:, None], frames + self.code_starts] = True
         return frames

@@ -12,6 +12,7 @@ from .configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig
 from .modeling_common import length_mask, position_noise
 from .modeling_flow_estimator import AttentionSpan, padding_mask
 from .modeling_flow_solver import SolverSettings, integrate
+from .streaming_rows import StreamRows
 
 
 def causal_mask(states: torch.Tensor, past: int) -> torch.Tensor:
@@ -79,16 +80,17 @@ class FlowMatchingStream:
     settings: SolverSettings
     position: int = field(default=0, init=False)  # frames solved
     chunk: int = field(default=0, init=False)  # chunks solved
-    received: list[int] = field(init=False)  # valid frames of each clip
-    ended: list[bool] = field(init=False)
     pending: torch.Tensor | None = field(default=None, init=False)  # (batch, frames, input_size): of the chunk not yet complete
     shifts: torch.Tensor | None = field(default=None, init=False)  # (steps, stages, channels): the estimator's `time_shifts`
 
     def __post_init__(self):
-        self.received = [0] * len(self.seeds)
-        self.ended = [False] * len(self.seeds)
+        self.rows = StreamRows(len(self.seeds))
         self.prenet: list[list[torch.Tensor]] = [[] for _ in range(self.config.prenet_layers)]
         self.steps = [EstimatorCache(self.config) for _ in range(self.settings.num_steps)]
+
+    @property
+    def ended(self) -> list[bool]:
+        return self.rows.ended
 
     def accept(self, hidden_states: torch.Tensor, lengths: torch.Tensor | None, final: bool) -> None:
         """Checks a piece and adds it to `pending`. A piece that is refused leaves the state as it was."""
@@ -100,26 +102,22 @@ class FlowMatchingStream:
             )
         frames = hidden_states.shape[1]
         if lengths is None:
-            if frames and all(self.ended):
+            if frames and self.rows.all_ended:
                 raise ValueError(f"`hidden_states` bring {frames} frames, but every clip of the stream has ended.")
-            valid = [0 if ended else frames for ended in self.ended]
+            valid = self.rows.whole(frames)
         else:
             valid = [int(length) for length in lengths]
         if len(valid) != batch or min(valid) < 0 or max(valid) > frames:
             raise ValueError(f"`lengths` must be {batch} numbers between 0 and {frames}, the frames of this piece, got {valid}.")
-        late = [row for row, length in enumerate(valid) if length and self.ended[row]]
-        if late:
-            raise ValueError(f"`lengths` must be 0 for clips that have ended, got {valid[late[0]]} frames for clip {late[0]}.")
-        self.received = [before + length for before, length in zip(self.received, valid)]
-        self.ended = [final or ended or length < frames for ended, length in zip(self.ended, valid)]
+        self.rows.add(frames, valid, final)
         self.pending = hidden_states if self.pending is None else torch.cat([self.pending, hidden_states], dim=1)
 
     def next_chunk(self) -> tuple[torch.Tensor, int] | None:
         """Hidden states (batch, frames, input_size) of the next chunk if it is complete, and the frame it ends at; takes them out."""
         sizes = self.settings.chunk_sizes
         end = self.position + sizes[min(self.chunk, len(sizes) - 1)]
-        total = max(self.received)
-        if all(self.ended):
+        total = self.rows.position
+        if self.rows.all_ended:
             end = min(end, total)
         if end > total or end == self.position:
             return None
@@ -137,7 +135,7 @@ def push(decoder, hidden_states, state: FlowMatchingStream, lengths=None, final=
     while (chunk := state.next_chunk()) is not None:
         mel.append(solve_chunk(decoder, state, *chunk))
     state.pending = state.pending.clone()  # what is left is less than a chunk, and may be a view of a long piece
-    ready = [min(received, state.position) - min(received, start) for received in state.received]
+    ready = [min(received, state.position) - min(received, start) for received in state.rows.received]
     return torch.cat(mel, dim=1), torch.tensor(ready, device=device), state
 
 
@@ -146,7 +144,7 @@ def solve_chunk(decoder, state: FlowMatchingStream, hidden_states: torch.Tensor,
     frames, device, dtype = hidden_states.shape[1], hidden_states.device, decoder.estimator.dtype
     condition = decoder.prenet(hidden_states.to(dtype), caches=state.prenet)
     noise = torch.zeros(condition.shape)
-    valid = [min(max(received - state.position, 0), frames) for received in state.received]
+    valid = [min(max(received - state.position, 0), frames) for received in state.rows.received]
     for row, seed, length in zip(noise, state.seeds, valid):
         row[:length] = position_noise(
             seed, "flow", state.position, length, decoder.config.num_mel_bins, decoder.config.attention_chunk_size
@@ -154,8 +152,8 @@ def solve_chunk(decoder, state: FlowMatchingStream, hidden_states: torch.Tensor,
     if state.shifts is None:
         state.shifts = decoder.estimator.time_shifts(torch.tensor(state.settings.time_grid()[:-1], device=device))
     mask = None
-    if min(state.received) < end:
-        lengths = torch.tensor(state.received, device=device)
+    if min(state.rows.received) < end:
+        lengths = torch.tensor(state.rows.received, device=device)
         mask = padding_mask(lengths.repeat(2) if state.settings.guidance else lengths, end, dtype)
     span = [AttentionSpan(0, frames, end, mask)]
     mel = integrate(decoder.estimator, noise.to(device), condition, state.settings, span, state.shifts, state.steps)

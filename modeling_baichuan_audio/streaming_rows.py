@@ -60,19 +60,32 @@ class StreamRows:
         if lengths is None:
             if frames and self.all_ended:
                 raise ValueError(f"`{name}` brings {frames} frames, but every clip of the stream has ended: start a new stream.")
-            valid = [0 if ended else frames for ended in self.ended]
+            valid = self.whole(frames)
         else:
             valid = [int(length) for length in lengths]
         if len(valid) != self.batch or min(valid) < 0 or max(valid) > frames:
             raise ValueError(f"`lengths` must be {self.batch} numbers from 0 to {frames}, the frames of this piece, got {valid}.")
+        self.add(frames, valid, final)
+        self.closed = final
+        return max(valid)
+
+    def whole(self, frames: int) -> list[int]:
+        """Valid frames of a piece of so many that comes without lengths."""
+        return [0 if ended else frames for ended in self.ended]
+
+    def add(self, frames: int, valid: list[int], final: bool) -> None:
+        """
+        Counts in a piece of `frames` time steps, of which each clip brings `valid`; `final` ends them all.
+
+        Raises:
+            ValueError: frames for a clip that has ended; nothing has changed then.
+        """
         late = [row for row, length in enumerate(valid) if length and self.ended[row]]
         if late:
             raise ValueError(f"`lengths` must be 0 for clips that have ended, got {valid[late[0]]} frames for clip {late[0]}.")
         self.received = [before + length for before, length in zip(self.received, valid)]
         self.ended = [final or ended or length < frames for ended, length in zip(self.ended, valid)]
         self.position = max(self.received)
-        self.closed = final
-        return max(valid)
 
     def ready(self, start: int, stop: int, rate: int = 1, extra: int = 0) -> list[int]:
         """Of the output positions from `start` to `stop`, those inside each clip; F > 0 frames make F * rate + extra positions."""
