@@ -17,8 +17,6 @@ from .hub_card import write_card
 from .modeling_audio_head import BaichuanAudioHead
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from .modeling_common import PART_KEYS_TO_IGNORE, BaichuanAudioPreTrainedModel, check_codes
-from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
-from .modeling_vocoder import BaichuanAudioVocoder
 from .modeling_waveform_decoder import BaichuanAudioDecodingMixin
 from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES as VOCODER_PIPELINES
 from .pipeline_speech import CUSTOM_PIPELINES as SPEECH_PIPELINES
@@ -268,12 +266,7 @@ class BaichuanAudioForCausalLM(BaichuanAudioDecodingMixin, BaichuanAudioPreTrain
         self.vocab_size = config.text_config.vocab_size
         self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
         self.audio_head = BaichuanAudioHead._from_config(config.audio_head_config)
-        # The U-Net's chunk mask is a dense one: whatever kernel the LLM runs on, it needs sdpa or eager attention.
-        attention = "eager" if config.flow_matching_config._attn_implementation == "eager" else "sdpa"
-        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(
-            config.flow_matching_config, attn_implementation=attention
-        )
-        self.vocoder = None if config.vocoder_config is None else BaichuanAudioVocoder._from_config(config.vocoder_config)
+        self._add_decoders(config)
         self.post_init()
         set_generation_defaults(self.generation_config)
 

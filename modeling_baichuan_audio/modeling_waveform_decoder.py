@@ -12,11 +12,19 @@ from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_see
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
 from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES
-from .streaming_baichuan_audio import LATENCIES, SpeechPieceStream
+from .streaming_baichuan_audio import SpeechPieceStream, check_latency
 
 
 class BaichuanAudioDecodingMixin:
     """`decode_audio` and `stream_audio`, for a model with `audio_tokenizer`, `flow_matching` and `vocoder`."""
+
+    def _add_decoders(self, config: BaichuanAudioConfig) -> None:
+        # The U-Net's chunk mask is a dense one: whatever kernel the LLM runs on, it needs sdpa or eager attention.
+        attention = "eager" if config.flow_matching_config._attn_implementation == "eager" else "sdpa"
+        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(
+            config.flow_matching_config, attn_implementation=attention
+        )
+        self.vocoder = None if config.vocoder_config is None else BaichuanAudioVocoder._from_config(config.vocoder_config)
 
     def require_vocoder(self) -> BaichuanAudioVocoder:
         """The vocoder.
@@ -102,8 +110,7 @@ class BaichuanAudioDecodingMixin:
             ValueError: an unknown `latency`, no vocoder; codes the tokenizer refuses, as they come.
         """
         self.require_vocoder()
-        if latency not in LATENCIES:
-            raise ValueError(f"`latency` must be one of {', '.join(LATENCIES)}, got {latency!r}.")
+        check_latency(latency)
         stream = SpeechPieceStream(self, draw_seeds(seed, 1)[0], latency, num_steps, guidance)
         nothing = torch.empty(self.config.audio_tokenizer_config.num_codebooks, 0, dtype=torch.long)
         pieces = [audio_codes] if isinstance(audio_codes, torch.Tensor) else audio_codes
@@ -141,12 +148,7 @@ class BaichuanAudioWaveformDecoder(BaichuanAudioDecodingMixin, BaichuanAudioPreT
         tokenizer = BaichuanAudioTokenizerModel._from_config(config.audio_tokenizer_config)
         tokenizer.encoder = tokenizer.bridge = None  # codes come in: nothing is ever encoded here
         self.model = nn.ModuleDict({"audio_tokenizer": tokenizer})  # names as in the full checkpoint
-        # The U-Net's chunk mask is a dense one, whatever attention was asked for.
-        attention = "eager" if config.flow_matching_config._attn_implementation == "eager" else "sdpa"
-        self.flow_matching = BaichuanAudioFlowMatchingDecoder._from_config(
-            config.flow_matching_config, attn_implementation=attention
-        )
-        self.vocoder = None if config.vocoder_config is None else BaichuanAudioVocoder._from_config(config.vocoder_config)
+        self._add_decoders(config)
         self.require_vocoder()
         self.post_init()
 

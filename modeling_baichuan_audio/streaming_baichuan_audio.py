@@ -18,12 +18,18 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from .generation_reply import ReplyRow, Stopwatch
+from .streaming_mel_decoder import NormStatistics
 
 
 CROSS_FADE_SECONDS = 0.01
 LATENCIES = ("exact", "low_latency")
 # Mel frames of 20 ms in the first attention chunks of a piece, in `low_latency`; what follows comes in the config's own size.
 FIRST_CHUNKS = (24, 48)
+
+
+def check_latency(latency: str) -> None:
+    if latency not in LATENCIES:
+        raise ValueError(f"`latency` must be one of {', '.join(LATENCIES)}, got {latency!r}.")
 
 
 @dataclass
@@ -86,10 +92,18 @@ class SpeechPieceStream:
         latency: "exact" or "low_latency".
         num_steps, guidance (*optional*): of the flow-matching solver.
         watches: stopwatches "flow" and "vocoder" to run.
+        prior (*optional*): what a piece in "low_latency" is normed by at first; that of an earlier piece saves working it out.
     """
 
     def __init__(
-        self, model, seed: int, latency: str, num_steps=None, guidance=None, watches: dict[str, Stopwatch] | None = None
+        self,
+        model,
+        seed: int,
+        latency: str,
+        num_steps: int | None = None,
+        guidance: float | None = None,
+        watches: dict[str, Stopwatch] | None = None,
+        prior: NormStatistics | None = None,
     ):
         self.model = model
         self.watches = watches or {name: Stopwatch(model.device) for name in ("flow", "vocoder")}
@@ -97,9 +111,13 @@ class SpeechPieceStream:
         if latency == "low_latency":
             usual = model.flow_matching.config.attention_chunk_size
             chunks = [*(size for size in FIRST_CHUNKS if size < usual), usual]
-        self.decoder = model.audio_tokenizer.start_stream(1, latency)
+        self.decoder = model.audio_tokenizer.start_stream(1, latency, prior)
         self.flow = model.flow_matching.start_stream([seed], num_steps, guidance, chunk_sizes=chunks)
         self.vocoder = model.vocoder.start_stream([seed])
+
+    @property
+    def prior(self) -> NormStatistics | None:
+        return self.decoder.prior
 
     def push(self, codes: torch.LongTensor, final: bool) -> Iterator[torch.Tensor]:
         """
@@ -113,7 +131,7 @@ class SpeechPieceStream:
         if not hidden.shape[1] and not final:
             return
         # In turns, so that the first sound need not wait for the whole.
-        pieces = list(hidden.split(self.model.flow_matching.config.attention_chunk_size, dim=1)) or [hidden]
+        pieces = hidden.split(self.model.flow_matching.config.attention_chunk_size, dim=1)
         for index, piece in enumerate(pieces):
             last = final and index == len(pieces) - 1
             with self.watches["flow"]:
@@ -156,8 +174,7 @@ class AudioStreamer(BaseStreamer):
     """
 
     def __init__(self, tokenizer=None, latency: str = "exact", num_steps=None, guidance=None, timeout: float | None = None):
-        if latency not in LATENCIES:
-            raise ValueError(f"`latency` must be one of {', '.join(LATENCIES)}, got {latency!r}.")
+        check_latency(latency)
         self.tokenizer, self.latency, self.timeout = tokenizer, latency, timeout
         self.solver = {"num_steps": num_steps, "guidance": guidance}
         self._events: queue.SimpleQueue = queue.SimpleQueue()
@@ -240,6 +257,7 @@ class SpeechWorker:
         self.sound: list[list[torch.Tensor]] = [[] for _ in rows]
         self.first_sound: list[float | None] = [None] * len(rows)
         self.pieces, self.streams = [0] * len(rows), {}
+        self.prior: NormStatistics | None = None  # it follows from the checkpoint alone: once for all pieces
         self.started, self.error = time.perf_counter(), None
         self.tasks: queue.SimpleQueue = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name="speech", daemon=True)
@@ -313,6 +331,7 @@ class SpeechWorker:
                 self.seeds[row] + self.pieces[row],
                 self.streamer.latency,
                 watches=self.watches,
+                prior=self.prior,
                 **self.streamer.solver,
             )
             if self.pieces[row]:
@@ -323,6 +342,7 @@ class SpeechWorker:
             if self.streamer.cancelled:
                 return
             self._put(row, self.joiners[row].push(waveform.cpu()))
+        self.prior = self.streams[row].prior
         if final:
             self.pieces[row] += 1
             del self.streams[row]

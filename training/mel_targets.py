@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers.audio_utils import mel_filter_bank
 
 from ..configuration_baichuan_audio import BaichuanAudioTokenizerConfig
+from ..mel_spectrogram import slaney_filters
 
 
 def target_lengths(num_samples: int, config: BaichuanAudioTokenizerConfig) -> tuple[int, int, int]:
@@ -37,20 +37,11 @@ def clip_log_mel(waveform: torch.Tensor, n_fft: int, hop_length: int, frames: in
     Returns:
         `(frames, num_mel_bins)` float32.
     """
-    filters = mel_filter_bank(
-        num_frequency_bins=n_fft // 2 + 1,
-        num_mel_filters=num_mel_bins,
-        min_frequency=0.0,
-        max_frequency=sampling_rate / 2,
-        sampling_rate=sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
     needed = frames * hop_length + n_fft
     padded = torch.nn.functional.pad(waveform, (0, max(0, needed - len(waveform))))
     spectrum = torch.stft(padded, n_fft, hop_length, window=torch.hann_window(n_fft), center=True, return_complex=True)
     power = spectrum[:, :frames].abs().square()
-    mel = (torch.from_numpy(filters).float().T @ power).clamp(min=1e-10).log10()
+    mel = (slaney_filters(n_fft, num_mel_bins, sampling_rate).T @ power).clamp(min=1e-10).log10()
     return ((mel.maximum(mel.max() - 8.0) + 4.0) / 4.0).T
 
 

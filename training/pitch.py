@@ -84,7 +84,11 @@ class PitchTracks:
         key = hashlib.blake2b(waveform.contiguous().numpy().tobytes(), digest_size=16).digest()
         track = self._known.get(key)
         if track is None:
-            track = pitch_track(waveform, self.sampling_rate, self.hop_length, len(waveform) // self.hop_length)
+            track = self.of_new(waveform)
             if len(self._known) < self.most:
                 self._known[key] = track
         return track
+
+    def of_new(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The same of a clip that will not come back: nothing is remembered."""
+        return pitch_track(waveform, self.sampling_rate, self.hop_length, len(waveform) // self.hop_length)

@@ -16,7 +16,7 @@ from .collators import SpeechCollator
 from .flow_training import flow_targets
 from .layouts import LayoutBuilder, TokenIds
 from .mel_targets import tokenizer_mel_targets
-from .pitch import PitchTracks, pitch_track
+from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
 from .tokenizer_training import CTCTextLoss, FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
@@ -313,14 +313,10 @@ class VocoderTask(Task):
             "num_items_in_batch": None if counts is None else counts[0],
         }
         if self.pitch is not None:
-            pitch = batch["pitch"] if self.speed is None else [self._track(clip, config) for clip in clips]
+            pitch = batch["pitch"] if self.speed is None else [self.pitch.of_new(clip) for clip in clips]
             tracks = [track[start : start + len(mel)] for track, start, mel in zip(pitch, starts, mels)]
             inputs["f0_labels"] = nn.utils.rnn.pad_sequence(tracks, batch_first=True).to(device)
         return inputs
-
-    @staticmethod
-    def _track(clip: torch.Tensor, config) -> torch.Tensor:
-        return pitch_track(clip, config.sampling_rate, config.hop_length, len(clip) // config.hop_length)
 
     def loss(self, outputs):
         # The two reach different parameters, so one backward pass serves both.

@@ -5,7 +5,6 @@ Without a checkpoint it writes the rows that need no codes, into `CORPUS/rows/`:
 | file | rows | for |
 |---|---|---|
 | `audio.jsonl`, `audio-valid.jsonl` | recordings, with what they say | tokenizer, flow matching, vocoder |
-| `voices.jsonl` | those of Kokoro's many voices, ten times over beside the bulk of one voice | flow matching, vocoder |
 | `text.jsonl` | questions and answers, sentences to repeat, all written | the text LLM |
 | `sums.jsonl` | sums beyond those that are ever spoken, with a share of the above | the text LLM, afterwards |
 
@@ -162,9 +161,6 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
             parts = [[{"audio": f"../{entry['path']}"}, {"text": entry["text"]}] for entry in clips]
             rows = [{"task": "asr", "segments": part} for part in parts]
             _write(rows, target / f"{name}.jsonl")
-            if split == "train":
-                many = [row for row, entry in zip(rows, clips) if entry["engine"] == "kokoro"]
-                _write(many * 10, target / "voices.jsonl")
         _write(texts, target / "text.jsonl")
         _write(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
         return target
