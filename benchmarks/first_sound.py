@@ -8,20 +8,17 @@ checkpoint the model is tiny and random.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioForCausalLM  # noqa: E402
 from modeling_baichuan_audio.conversion import find_checkpoint, tiny_model  # noqa: E402
 
@@ -99,19 +96,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    machine = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads of {os.cpu_count()}"
-    )
-    print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}")
+    print(f"hardware  {hardware('cuda' if torch.cuda.is_available() else 'cpu')}")
+    print(f"versions  {versions()}")
     result = measure(options.checkpoint, tuple(options.batch_sizes), options.frames, repeats=options.repeats)
     for rows, ways in result.items():
         for way, figures in ways.items():
             print(f"batch {rows}, {way:11} first sound {figures['first_sound_seconds']:7.3f} s, ", end="")
             print(f"real-time factor {figures['real_time_factor']:.3f}")
-    if options.json:
-        part = options.json.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        part.replace(options.json)
+    write_figures(options.json, result)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,17 @@ that does other work too, and with one thread on an idle machine the two agree. 
 
 import argparse
 import copy
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAudioFlowMatchingDecoder  # noqa: E402
 from modeling_baichuan_audio.modeling_flow_estimator import chunk_bounds  # noqa: E402
 from modeling_baichuan_audio.modeling_flow_solver import integrate  # noqa: E402
@@ -211,8 +208,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     flow = make_flow(arguments.size, arguments.checkpoint, getattr(torch, arguments.dtype))
     environment = {
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.threads} threads used",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "hardware": hardware(),
+        "versions": versions(),
         "model": arguments.checkpoint or f"{arguments.size}, random weights",
         "dtype": arguments.dtype,
     }
@@ -245,8 +242,7 @@ def main() -> None:
         for name, taken in part["times"].items():
             ratio = taken["cpu"] / part["times"]["offline"]["cpu"]
             print(f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(arguments.json, result)
 
 
 if __name__ == "__main__":

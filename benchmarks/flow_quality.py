@@ -9,19 +9,17 @@ the condition and one without). Without a checkpoint everything is tiny and rand
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import RANDOM_NOTICE, read_codes, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import (  # noqa: E402
-    BaichuanAudioFeatureExtractor,
     BaichuanAudioFlowMatchingDecoder,
     BaichuanAudioTokenizerModel,
 )
@@ -32,17 +30,9 @@ SCHEDULES = ("cosine", "linear", "sway:-0.5", "sway:0.5")  # "sway" itself, with
 STEPS = (4, 5, 6, 7, 8, 9, 10)
 
 
-def read_codes(path: str, tokenizer: BaichuanAudioTokenizerModel) -> torch.Tensor:
+def codes_of(path: str, tokenizer: BaichuanAudioTokenizerModel) -> torch.Tensor:
     """(num_codebooks, frames) of a file of sound (its first chunk) or of codes."""
-    if path.endswith(".npy"):
-        return torch.from_numpy(np.load(path).astype(np.int64))
-    config = tokenizer.config
-    names = ("sampling_rate", "n_fft", "hop_length", "max_audio_seconds")
-    extractor = BaichuanAudioFeatureExtractor(feature_size=config.num_mel_bins, **{name: getattr(config, name) for name in names})
-    features = extractor(path, return_tensors="pt")
-    encoded = tokenizer.encode(features["input_features"][:1], features["input_features_mask"][:1])
-    codes = encoded.audio_codes[0]
-    return codes[:, codes[0] >= 0]
+    return torch.from_numpy(np.load(path).astype(np.int64)) if path.endswith(".npy") else read_codes(path, tokenizer)
 
 
 @torch.no_grad()
@@ -89,9 +79,9 @@ def main() -> None:
         flow = BaichuanAudioFlowMatchingDecoder.from_pretrained(model, dtype=torch.float32).eval()
         tokenizer = BaichuanAudioTokenizerModel.from_pretrained(arguments.tokenizer or model, dtype=torch.float32).eval()
         with torch.no_grad():
-            codes = [read_codes(path, tokenizer) for path in arguments.audio]
+            codes = [codes_of(path, tokenizer) for path in arguments.audio]
     else:
-        model = "tiny; WEIGHTS AND CODES ARE RANDOM, THE FIGURES SAY NOTHING ABOUT A TRAINED MODEL"
+        model = RANDOM_NOTICE
         whole = tiny_model()
         flow, tokenizer = whole.flow_matching, whole.audio_tokenizer
         generator = torch.Generator().manual_seed(0)
@@ -99,14 +89,13 @@ def main() -> None:
     with torch.no_grad():
         states = [tokenizer.decode(clip[None]).hidden_states[0] for clip in codes]
     print(f"model     {model}")
-    print(f"versions  torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"versions  {versions()}")
     print(f"clips     {len(states)}, {sum(len(clip) for clip in states)} mel frames\n")
     print(f"{'schedule':10s} {'steps':>5s} {'passes':>6s} {'from 10':>9s} {'from 50':>9s}")
     rows = measure(flow, states, guidance=arguments.guidance)
     for row in rows:
         print(f"{row['schedule']:10s} {row['steps']:5d} {row['passes']:6d} {row['from_ten']:9.4f} {row['from_fifty']:9.4f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"model": str(model), "rows": rows}, indent=2) + "\n")
+    write_figures(arguments.json, {"model": str(model), "rows": rows})
 
 
 if __name__ == "__main__":

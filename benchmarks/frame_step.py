@@ -15,21 +15,18 @@ memory, measured in the same run. `--size released --arithmetic` counts the rele
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioConfig, BaichuanAudioForCausalLM  # noqa: E402
 from modeling_baichuan_audio.conversion import tiny_config  # noqa: E402
 from modeling_baichuan_audio.generation_sampling import (  # noqa: E402
@@ -260,9 +257,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
-    machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{platform.processor() or 'CPU'}, "
-    machine += "" if options.device.startswith("cuda") else f"{torch.get_num_threads()} threads of {os.cpu_count()}"
-    print(f"{machine}; torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}")
+    print(f"hardware  {hardware(options.device)}")
+    print(f"versions  {versions()}")
     if options.arithmetic:
         result = {"size": options.size, "bytes": arithmetic(options.size, dtype)}
     else:
@@ -277,10 +273,7 @@ def main() -> None:
         print(f"  head {result['ratios']['head']:.2f} x, frame {result['ratios']['frame']:.2f} x as fast as before; ", end="")
         print(f"limit {1000 * result['limit_seconds']:.2f} ms at {result['bytes_per_second'] / 1e9:.1f} GB/s, ", end="")
         print(f"{result['over_limit']:.2f} x of it; same codes: {result['same_codes']}")
-    if options.json:
-        part = options.json.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        part.replace(options.json)
+    write_figures(options.json, result)
 
 
 if __name__ == "__main__":

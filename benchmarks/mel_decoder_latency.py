@@ -15,19 +15,16 @@ Without a checkpoint everything is tiny and random, and the figures mean nothing
 """
 
 import argparse
-import json
-import platform
 import sys
 from pathlib import Path
 
 import torch
-import transformers
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import RANDOM_NOTICE, read_codes, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import (  # noqa: E402
-    BaichuanAudioFeatureExtractor,
     BaichuanAudioFlowMatchingDecoder,
     BaichuanAudioTokenizerModel,
     streaming_mel_decoder,
@@ -36,16 +33,6 @@ from modeling_baichuan_audio.conversion import tiny_model  # noqa: E402
 
 
 PRIORS = ("typical", "previous", "none")
-
-
-def read_codes(path: str, tokenizer: BaichuanAudioTokenizerModel) -> torch.Tensor:
-    """(1, num_codebooks, frames) of the first chunk of a file of sound."""
-    config = tokenizer.config
-    names = ("sampling_rate", "n_fft", "hop_length", "max_audio_seconds")
-    extractor = BaichuanAudioFeatureExtractor(feature_size=config.num_mel_bins, **{name: getattr(config, name) for name in names})
-    features = extractor(path, return_tensors="pt")
-    codes = tokenizer.encode(features["input_features"][:1], features["input_features_mask"][:1]).audio_codes
-    return codes[..., codes[0, 0] >= 0]
 
 
 def stream(tokenizer, codes: torch.Tensor, piece: int, prior, positions: int):
@@ -127,16 +114,15 @@ def main() -> None:
         tokenizer = BaichuanAudioTokenizerModel.from_pretrained(model, dtype=torch.float32).eval()
         flow = BaichuanAudioFlowMatchingDecoder.from_pretrained(arguments.flow or model, dtype=torch.float32).eval()
         with torch.no_grad():
-            clips = [read_codes(path, tokenizer) for path in arguments.audio]
+            clips = [read_codes(path, tokenizer)[None] for path in arguments.audio]
     else:
-        model = "tiny; WEIGHTS AND CODES ARE RANDOM, THE FIGURES SAY NOTHING ABOUT A TRAINED MODEL"
+        model = RANDOM_NOTICE
         whole = tiny_model()
         tokenizer, flow = whole.audio_tokenizer, whole.flow_matching
         sizes, generator = tokenizer.config.codebook_sizes, torch.Generator().manual_seed(0)
         clips = [torch.stack([torch.randint(size, (1, 60), generator=generator) for size in sizes], dim=1) for _ in range(3)]
-    versions = f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"model     {model}")
-    print(f"versions  {versions}")
+    print(f"versions  {versions()}")
     result = measure(tokenizer, flow, clips, arguments.pieces, arguments.priors, arguments.steps)
     print(f"clips     {result['clips']}, {result['seconds']:.0f} s\n")
     print(f"{'prior':12s} {'piece':>5s} {'ms':>6s} {'states':>8s} {'worst':>8s} {'log-mel':>8s} {'worst':>8s}")
@@ -148,8 +134,7 @@ def main() -> None:
         print(f"{row['prior']:12s} {row['piece']:5d} {80 * row['piece']:6d}{figures(row)}")
     for name, row in result["references"].items():
         print(f"{name:25s}{figures(row)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"model": str(model), "versions": versions, **result}, indent=2) + "\n")
+    write_figures(arguments.json, {"model": str(model), "versions": versions(), **result})
 
 
 if __name__ == "__main__":

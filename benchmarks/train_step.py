@@ -9,19 +9,17 @@ plain setting. On a GPU the memory is the allocator's, on a CPU the process's re
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioForCausalLM  # noqa: E402
 from modeling_baichuan_audio.conversion import tiny_config  # noqa: E402
 from modeling_baichuan_audio.training.stages import apply_stage  # noqa: E402
@@ -138,9 +136,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.size, *arguments.one, arguments.rows, arguments.seconds, arguments.steps)))
         return
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
-    print(f"hardware  {hardware}")
-    print(f"versions  python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"hardware  {hardware('cuda' if torch.cuda.is_available() else 'cpu')}")
+    print(f"versions  {versions()}")
     print(f"size      {arguments.size}, {arguments.rows} rows of {arguments.seconds:g} s of audio and as much text\n")
     print(f"{'stage':8s} {'setting':14s} {'tokens/s':>9s} {'ratio':>6s} {'peak MB':>8s} {'ratio':>6s}")
     results = []
@@ -156,8 +153,7 @@ def main() -> None:
             speed, memory = (figures[name] / plain[name] for name in ("tokens_per_second", "peak_bytes"))
             rate, peak = figures["tokens_per_second"], figures["peak_bytes"] / 1e6
             print(f"{stage:8s} {setting:14s} {rate:9.0f} {speed:6.2f} {peak:8.0f} {memory:6.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_figures(arguments.json, results)
 
 
 if __name__ == "__main__":

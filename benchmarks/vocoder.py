@@ -10,22 +10,19 @@ Weights are random and seeded without `--checkpoint`.
 """
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioVocoder, BaichuanAudioVocoderConfig  # noqa: E402
 from modeling_baichuan_audio.streaming_vocoder import vocoder_delay  # noqa: E402
 
@@ -133,8 +130,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     vocoder = make_vocoder(arguments.size, arguments.checkpoint)
     environment = {
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.threads} threads used",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "hardware": hardware(),
+        "versions": versions(),
         "model": arguments.checkpoint or f"{arguments.size}, random weights",
     }
     for name, value in environment.items():
@@ -152,8 +149,7 @@ def main() -> None:
         rate = f"{row['real_time_factor']:11.3f} {row['gflops_per_second']:8.1f}"
         push = f" {row['push']:14.3f}" if row["push"] else ""
         print(f"{name:12s} {row['wall']:8.2f} {row['cpu']:8.2f} {row['cpu_ratio']:9.3f} {rate}{push}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writing a checkpoint folder all at once; the digest of a file."""
+"""Writing a checkpoint folder, or a text, all at once; the digest of a file."""
 
 import hashlib
 import os
@@ -36,6 +36,15 @@ def save_checkpoint(
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name beside it, then moves it there; what was there keeps its mode."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    if path.exists():
+        os.chmod(part, path.stat().st_mode & 0o777)
+    part.replace(path)
 
 
 def sha256_of(path: Path) -> str:

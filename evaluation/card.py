@@ -1,9 +1,10 @@
 """The results' places: a part of the model card between two markers, and a JSON file."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from ..conversion.files import replace_text
 
 
 START, END = "<!-- evaluation:start -->", "<!-- evaluation:end -->"
@@ -33,17 +34,9 @@ def write_card(path: Path, part: str) -> None:
         ValueError: as in `split_card`.
     """
     before, after = split_card(path)
-    _replace(path, f"{before}{START}\n\n{part.strip()}\n\n{END}{after}")
+    replace_text(path, f"{before}{START}\n\n{part.strip()}\n\n{END}{after}")
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
     """Writes the results, readable and in the order they came."""
-    _replace(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    if path.exists():
-        os.chmod(part, path.stat().st_mode & 0o777)
-    part.replace(path)
+    replace_text(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")

@@ -1,7 +1,6 @@
 """`baichuan-audio bench`: the benchmarks of a checkout, one after the other, into one JSON file and one table."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .cli_common import app, one_line_errors
+from .conversion.files import replace_text
 
 
 # Script, and its options for a size (None: it has no sizes).
@@ -79,8 +79,6 @@ def bench(
                 if done.returncode:
                     raise ValueError(f"The benchmark {name} failed with exit code {done.returncode}; see above.")
                 results[name] = json.loads(figures.read_text(encoding="utf-8"))
-        for path, text in ((output, json.dumps(results, indent=2) + "\n"), (output.with_suffix(".md"), table(results))):
-            part = path.with_name(f".{path.name}.part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+        replace_text(output, json.dumps(results, indent=2) + "\n")
+        replace_text(output.with_suffix(".md"), table(results))
         typer.echo(f"{output}, {output.with_suffix('.md')}")

@@ -1,35 +1,24 @@
 """The benchmarks run, at the smallest size, and the command puts their figures together."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import load_benchmark
 from test_cli import run
 
 from modeling_baichuan_audio.cli_bench import leaves, table
 
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_frame():
-    figures = load("frame_step").measure("tiny", frames=1, context=8)
+    figures = load_benchmark("frame_step").measure("tiny", frames=1, context=8)
     assert figures["same_codes"] and figures["bytes"]["head"] < figures["bytes"]["head_recomputed"] / 3
     assert set(figures["seconds"]) == {"head_before", "head", "frame_before", "frame"}
 
 
 def test_the_released_geometry_reads_what_arithmetic_says():
     """Gigabytes a frame, of bfloat16 weights: 28 layers of a 7B LLM; eight positions of three layers, attention eight times."""
-    read = load("frame_step").arithmetic("released", torch.bfloat16)
+    read = load_benchmark("frame_step").arithmetic("released", torch.bfloat16)
     width, mlp = 3584, 18944
     layer = 2 * width * width + 2 * width * 512 + width + 1024 + 3 * width * mlp + 2 * width
     assert read["llm"] == 2 * (28 * layer + width)
@@ -38,7 +27,7 @@ def test_the_released_geometry_reads_what_arithmetic_says():
 
 
 def test_first_sound():
-    figures = load("first_sound").measure(batch_sizes=(1,), frames=12, repeats=1)["1"]
+    figures = load_benchmark("first_sound").measure(batch_sizes=(1,), frames=12, repeats=1)["1"]
     assert set(figures) == {"at once", "exact", "low_latency"}
     assert all(way["first_sound_seconds"] > 0 and way["real_time_factor"] > 0 for way in figures.values())
     assert figures["at once"]["audio_seconds"] == pytest.approx(figures["exact"]["audio_seconds"])

@@ -1,15 +1,13 @@
 """Folders for the Hub: what is in them, and that they work with this package and without it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ecosystem
+from helpers.processes import run_elsewhere
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file
@@ -286,19 +284,8 @@ def test_folders_work_with_the_package_and_without_it(exported, tmp_path, assert
     changed, target = tmp_path / "changed", tmp_path / "results"
     model.save_pretrained(changed)
     AutoProcessor.from_pretrained(exported).save_pretrained(changed)
-    (tmp_path / "elsewhere").mkdir()
     target.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, ecosystem.__file__, str(target), str(exported), str(changed)],
-        cwd=tmp_path / "elsewhere",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_elsewhere(tmp_path, ecosystem.__file__, str(target), str(exported), str(changed), timeout=900)
     for number, folder in enumerate([exported, changed, target / "copy"]):
         ours, classes = ecosystem.all_results(str(folder), pipelines=number != 1)
         assert all(named.__module__.startswith("modeling_baichuan_audio.") for named in classes)

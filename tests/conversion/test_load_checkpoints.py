@@ -1,13 +1,11 @@
 """Loading checkpoints of both forms: whole, in parts, through the Auto classes, and without this package."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from helpers.processes import run_elsewhere
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -329,18 +327,8 @@ def test_checkpoints_work_without_this_package(tmp_path, tiny_folder):
     convert_checkpoint(saved, converted)
     audio = torch.sin(torch.arange(16000) / 20) * 0.3
     save_file({"audio": audio}, tmp_path / "audio.safetensors")
-    (tmp_path / "elsewhere").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, PROMPT, str(tmp_path / "audio.safetensors"), str(saved), str(converted)],
-        cwd=tmp_path / "elsewhere",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    audio_file = str(tmp_path / "audio.safetensors")
+    run_elsewhere(tmp_path, "-c", SCRIPT, PROMPT, audio_file, str(saved), str(converted), timeout=300)
     model, processor = AutoModelForCausalLM.from_pretrained(saved).eval(), AutoProcessor.from_pretrained(saved)
     inputs = processor(text=PROMPT, audio=audio)
     with torch.no_grad():

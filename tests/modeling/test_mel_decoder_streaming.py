@@ -1,12 +1,11 @@
 """The mel decoder as a stream: "exact" gives what `decode` gives, "low_latency" does where a piece is the whole clip."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.golden import clip_keys, golden
+from helpers.processes import load_benchmark
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -267,10 +266,7 @@ def test_bad_settings_are_refused(tokenizer):
 
 
 def test_benchmark(shared_tiny_model):
-    path = Path(__file__).parents[2] / "benchmarks" / "mel_decoder_latency.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_mel_decoder", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("mel_decoder_latency")
     tokenizer = shared_tiny_model.audio_tokenizer
     clips = [codes(tokenizer, 20, seed) for seed in range(2)]
     result = benchmark.measure(tokenizer, shared_tiny_model.flow_matching, clips, pieces=(5, 20), steps=1)

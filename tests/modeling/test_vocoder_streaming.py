@@ -1,12 +1,11 @@
 """The vocoder as a stream: equal to the whole clip however it is cut, and no work done twice."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.golden import golden
+from helpers.processes import load_benchmark
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -289,10 +288,7 @@ def test_weight_norm_does_not_matter(vocoder):
 
 
 def test_benchmark():
-    path = Path(__file__).parents[2] / "benchmarks" / "vocoder.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_the_vocoder", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("vocoder")
     result = benchmark.measure(benchmark.make_vocoder("tiny"), seconds=2.0, pieces=(50,), repeats=1)
     assert result["ways"].keys() == {"whole", "stream 50"} and result["largest_difference"] < TOLERANCE
     assert all(abs(share - 1) < 0.01 for share in result["counted_to_arithmetic"].values())

@@ -1,0 +1,43 @@
+"""What the benchmarks share: the machine and the versions that a figure belongs to, and codes of recordings to measure on."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from modeling_baichuan_audio import BaichuanAudioFeatureExtractor, BaichuanAudioTokenizerModel
+from modeling_baichuan_audio.conversion.files import replace_text
+
+
+RANDOM_NOTICE = "tiny; WEIGHTS AND CODES ARE RANDOM, THE FIGURES SAY NOTHING ABOUT A TRAINED MODEL"
+
+
+def hardware(device: str = "cpu") -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    load = os.getloadavg()[0]
+    return f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}, {torch.get_num_threads()} threads used"
+
+
+def versions() -> str:
+    return f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def write_figures(path: Path | None, figures: Any) -> None:
+    """Writes them as JSON, if a path was asked for."""
+    if path is not None:
+        replace_text(path, json.dumps(figures, indent=2) + "\n")
+
+
+def read_codes(path: str, tokenizer: BaichuanAudioTokenizerModel) -> torch.Tensor:
+    """(num_codebooks, frames) of the first chunk of a file of sound."""
+    config = tokenizer.config
+    names = ("sampling_rate", "n_fft", "hop_length", "max_audio_seconds")
+    extractor = BaichuanAudioFeatureExtractor(feature_size=config.num_mel_bins, **{name: getattr(config, name) for name in names})
+    features = extractor(path, return_tensors="pt")
+    codes = tokenizer.encode(features["input_features"][:1], features["input_features_mask"][:1]).audio_codes[0]
+    return codes[:, codes[0] >= 0]
