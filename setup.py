@@ -11,8 +11,18 @@ NAME = "modeling_baichuan_audio"
 PARTS = ["processors", "conversion", "training", "training.miniature", "evaluation", "miniature"]
 EVAL = ["rapidfuzz>=3"]
 PLOT = ["matplotlib>=3.8"]
-QUANTIZE = ["torchao>=0.14"]
-TEST = [*EVAL, *PLOT, *QUANTIZE, "pytest>=8", "hypothesis>=6", "ruff>=0.14", "codespell>=2.4", "pre-commit>=4"]
+QUANTIZE = ["bitsandbytes>=0.46.1", "torchao>=0.14"]
+TEST = [
+    *EVAL,
+    *PLOT,
+    *QUANTIZE,
+    "pytest>=8",
+    "hypothesis>=6",
+    "parameterized>=0.9",
+    "ruff>=0.14",
+    "codespell>=2.4",
+    "pre-commit>=4",
+]
 
 
 class BuildWithCard(build_py):

@@ -3,7 +3,7 @@
 from .build import BuildReport, build_checkpoint
 from .convert import ConversionReport, convert_checkpoint, find_checkpoint
 from .export import export_checkpoint
-from .quantize import eight_bit_weights
+from .quantize import eight_bit_weights, four_bit_weights
 from .tiny import make_tiny_checkpoint, tiny_config, tiny_model, tiny_processor, tiny_tokenizer, untrained_checkpoint
 from .vocoder import convert_vocoder, fold_weight_norm, read_vocoder_file
 
@@ -18,6 +18,7 @@ __all__ = [
     "export_checkpoint",
     "find_checkpoint",
     "fold_weight_norm",
+    "four_bit_weights",
     "make_tiny_checkpoint",
     "read_vocoder_file",
     "tiny_config",
