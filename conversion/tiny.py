@@ -14,7 +14,7 @@ from .files import save_checkpoint
 
 
 END_OF_TEXT = "<|endoftext|>"
-TINY_VERSION = 1
+TINY_VERSION = 2
 
 
 def tiny_tokenizer() -> Qwen2Tokenizer:

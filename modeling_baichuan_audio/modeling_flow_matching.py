@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -21,7 +22,7 @@ from .modeling_common import (
     position_noise,
     seeded_generator,
 )
-from .modeling_flow_estimator import FlowMatchingEstimator
+from .modeling_flow_estimator import CausalConv1d, FlowMatchingEstimator, PointwiseConv1d
 from .modeling_flow_solver import SolverSettings, flow_time, integrate
 from .streaming_flow_matching import FlowMatchingStream, causal_mask, push
 
@@ -113,6 +114,16 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         self.prenet = FlowMatchingPreNet(config)
         self.estimator = FlowMatchingEstimator(config)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (CausalConv1d, PointwiseConv1d)):
+            # At first the velocity is little else than the noise of the same frame, turned round. Convolutions that hear the present
+            # above the past, and as loud as it comes in, learn that in a hundred steps; with all weights alike, thousands do not do.
+            weight = torch.empty_like(module.weight).normal_(std=self.config.initializer_range)
+            weight[..., -1].normal_(std=module.in_channels**-0.5)
+            init.copy_(module.weight, weight)
 
     def solver_settings(self, num_steps=None, guidance=None, time_schedule=None, chunk_sizes=None) -> SolverSettings:
         """The settings given, and the config's for those that are None."""
