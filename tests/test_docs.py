@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 QUICK = ["checkpoints", "codec", "hub", "memory", "quickstart", "streaming", "tts"]
 LONG = ["lora", "pipelines", "serving", "speech-chat"]
-TABLES = ["data", "evaluation", "training"]  # about commands that tests of their own run
+TABLES = ["conformance", "data", "evaluation", "training"]  # about commands that tests of their own run
 
 
 @pytest.fixture
