@@ -35,7 +35,7 @@ def test_transcribes_three_recordings_exactly():
 
 
 def test_understands_what_it_says(tmp_path):
-    text = "We need four more minutes."
+    text = "What is four times two?"
     run("speak", text, "-o", tmp_path / "said.wav")
     assert run("transcribe", tmp_path / "said.wav").stdout.strip() == text
 

@@ -95,7 +95,8 @@ def assemble(
     for name, source in parts.items():
         if source is not None:
             _replace(model, name, source)
-    state = {name: stored(name, tensor) for name, tensor in model.state_dict().items()}
+    tied = set(model.all_tied_weights_keys)
+    state = {name: stored(name, tensor) for name, tensor in model.state_dict().items() if name not in tied}
     if release:
         state = {name: tensor for name, tensor in state.items() if not name.endswith(".embed_avg")}
     else:

@@ -13,6 +13,7 @@ _LOSSES = (
     "reconstruction_loss",
     "mel_loss",
     "stft_loss",
+    "multi_scale_mel_loss",
     "flow_loss",
     "prior_loss",
     "eval_loss",

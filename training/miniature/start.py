@@ -36,7 +36,8 @@ OVERRIDES = {
         "prenet_layers": 2,
         "prenet_attention_heads": 3,
         "prenet_ffn_dim": 576,
-        "estimator_channels": 128,
+        # Less than the 160 channels that it reads would have to forget some of them.
+        "estimator_channels": 160,
         "estimator_blocks": 1,
         "estimator_mid_stages": 1,
         "estimator_attention_heads": 2,
@@ -46,8 +47,20 @@ OVERRIDES = {
         "base_channels": 128,
         "resblock_kernel_sizes": [3, 7],
         "resblock_dilations": [1, 3, 5],
-        "f0_channels": 96,
+        # Two stages and a longer inverse STFT: cheaper a step than three, and as good after it.
+        "upsample_rates": [8, 5],
+        "upsample_kernel_sizes": [16, 11],
+        "source_resblock_kernel_sizes": [7, 11],
+        "istft_n_fft": 48,
+        "istft_hop_length": 12,
+        "f0_channels": 128,
         "f0_layers": 4,
+        # Overtones up to some 5 kHz in the source signal: more than a small network could add.
+        "num_harmonics": 31,
+        "mel_loss_weight": 0.0,
+        "stft_loss_weight": 0.0,
+        "multi_scale_mel_loss_weight": 6.0,
+        "f0_loss_weight": 0.1,
     },
 }
 
