@@ -118,11 +118,11 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (CausalConv1d, PointwiseConv1d)):
+        if isinstance(module, (CausalConv1d, PointwiseConv1d)) and self.config.initializer_range:
             # At first the velocity is little else than the noise of the same frame, turned round. Convolutions that hear the present
             # above the past, and as loud as it comes in, learn that in a hundred steps; with all weights alike, thousands do not do.
-            weight = torch.empty_like(module.weight).normal_(std=self.config.initializer_range)
-            weight[..., -1].normal_(std=module.in_channels**-0.5)
+            weight = module.weight.clone()
+            weight[..., -1] *= module.in_channels**-0.5 / self.config.initializer_range
             init.copy_(module.weight, weight)
 
     def solver_settings(self, num_steps=None, guidance=None, time_schedule=None, chunk_sizes=None) -> SolverSettings:
