@@ -1,7 +1,6 @@
 """pytest plugin of the conformance run: notes which class a test was written in, and whether it built a model at all."""
 
 import functools
-import inspect
 import json
 import os
 import re
@@ -35,12 +34,8 @@ def pytest_configure(config):
     PreTrainedModel.__init__ = counted
 
 
-def _code(function):
-    return getattr(inspect.unwrap(getattr(function, "__func__", function)), "__code__", function)
-
-
-def written_in(test_class: type, name: str) -> tuple[str, bool]:
-    """The deepest class that defines the test `name`, and whether `test_class` replaces its code.
+def written_in(test_class: type, name: str) -> str:
+    """The deepest class that defines the test `name`.
 
     transformers' model mixin copies every inherited test onto each subclass, so the method resolution order alone does not tell.
     """
@@ -49,16 +44,14 @@ def written_in(test_class: type, name: str) -> tuple[str, bool]:
             # `parameterized` turns `test_x` into `test_x_0_case`, before or after a class replaces it.
             cases = re.escape(min(known, name, key=len)) + r"(_\d+(_.*)?)?"
             if known.startswith("test_") and re.fullmatch(cases, max(known, name, key=len)):
-                same = known == name and _code(vars(base)[known]) is _code(getattr(test_class, name))
-                return base.__name__, not same
-    return test_class.__name__, False
+                return base.__name__
+    return test_class.__name__
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        name = item.name.split("[")[0]
-        home, replaced = written_in(item.cls, name) if item.cls else ("-", False)
-        item.user_properties += [("home", home), ("replaced", replaced)]
+        home = written_in(item.cls, item.name.split("[")[0]) if item.cls else "-"
+        item.user_properties.append(("home", home))
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -76,10 +69,10 @@ def _reason(report) -> str:
 
 
 def pytest_runtest_logreport(report):
-    entry = _RESULTS.setdefault(report.nodeid, {"outcome": "passed", "reason": "", "seconds": 0.0, "skipped_parts": []})
+    entry = _RESULTS.setdefault(report.nodeid, {"outcome": "passed", "reason": "", "parts": 0, "skipped_parts": []})
     entry.update(dict(report.user_properties or []))
-    entry["seconds"] += report.duration
     is_part = type(report).__name__ == "SubtestReport"
+    entry["parts"] += is_part
     if report.failed:
         entry |= {"outcome": "failed", "reason": _reason(report)[:400]}
     elif report.skipped and is_part:

@@ -88,7 +88,7 @@ def run_tests(
         try_skips: also run what is declared as not applicable.
 
     Returns:
-        Outcome, reason, duration and origin of every test, by its id.
+        Outcome, reason, parts and origin of every test, by its id.
 
     Raises:
         SourcesUnavailable: the tests are not cached and cannot be fetched.
@@ -117,19 +117,21 @@ def summarise(results: dict[str, dict]) -> Summary:
     for test, result in results.items():
         test_class, _, name = test.rpartition("::")
         label = f"{test_class.rpartition('::')[2]}.{name}"
-        outcome, home = result["outcome"], result.get("home", "-")
+        outcome, reason, home = result["outcome"], result["reason"], result.get("home", "-")
+        if outcome == "passed" and result["skipped_parts"] and len(result["skipped_parts"]) == result["parts"]:
+            outcome, reason = "skipped", result["skipped_parts"][0]  # nothing of it ran
         summary.counts[home][outcome] += 1
         if outcome == "failed":
-            summary.failed.append((label, result["reason"]))
+            summary.failed.append((label, reason))
         elif outcome == "skipped":
-            explanation = result["reason"] if result["reason"] in declared else _explained(result["reason"])
+            explanation = reason if reason in declared else _explained(reason)
             if explanation is None:
-                summary.unexplained.append((label, result["reason"]))
+                summary.unexplained.append((label, reason))
             else:
                 summary.skipped[explanation].append(label)
         elif result.get("models") == 0 and home in _MODEL_MIXINS and name not in NEEDS_NO_MODEL:
             summary.empty.append((label, "passed without building a model"))
-        for reason in result["skipped_parts"]:
-            if _explained(reason) is None:
-                summary.unexplained.append((f"{label} (a part of it)", reason))
+        for part in result["skipped_parts"]:
+            if _explained(part) is None:
+                summary.unexplained.append((f"{label} (a part of it)", part))
     return summary

@@ -35,7 +35,9 @@ def test_the_long_ones(tester):
 
 
 def result(outcome: str, home: str = "ModelTesterMixin", models: int = 1, reason: str = "", parts: tuple[str, ...] = ()) -> dict:
-    return {"outcome": outcome, "home": home, "models": models, "reason": reason, "skipped_parts": list(parts)}
+    """A test's outcome; beside the skipped parts one part passed."""
+    outcomes = {"outcome": outcome, "home": home, "models": models, "reason": reason}
+    return outcomes | {"parts": len(parts) + 1, "skipped_parts": list(parts)}
 
 
 def test_only_what_was_checked_counts_as_clean():
@@ -55,6 +57,12 @@ def test_only_what_was_checked_counts_as_clean():
     ):
         found = summarise(fine | {"a.py::T::test_x": wrong})
         assert not found.is_clean and len(getattr(found, kind)) == 1
+
+
+def test_a_test_of_which_no_part_ran_was_skipped():
+    whole = result("passed", parts=("test requires MPS", "test requires MPS"))
+    assert summarise({"a.py::T::test_x": whole}).counts["ModelTesterMixin"] == {"passed": 1}
+    assert summarise({"a.py::T::test_x": whole | {"parts": 2}}).counts["ModelTesterMixin"] == {"skipped": 1}
 
 
 def test_the_document_holds_every_reason():
