@@ -120,7 +120,7 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (CausalConv1d, PointwiseConv1d)) and self.config.initializer_range:
             # At first the velocity is little else than the noise of the same frame, turned round. Convolutions that hear the present
-            # above the past, and as loud as it comes in, learn that in a hundred steps; with all weights alike, thousands do not do.
+            # above the past, and as loud as it comes in, soon learn that; with all taps alike it drowns in the frames before.
             weight = module.weight.clone()
             weight[..., -1] *= module.in_channels**-0.5 / self.config.initializer_range
             init.copy_(module.weight, weight)

@@ -1,6 +1,5 @@
 """8-bit and 4-bit weights: which parts have them, what they weigh, and that the model still says nearly the same."""
 
-import builtins
 import sys
 
 import pytest
@@ -10,15 +9,15 @@ from modeling_baichuan_audio import BaichuanAudioForCausalLM
 from modeling_baichuan_audio.conversion import eight_bit_weights, find_checkpoint, four_bit_weights
 
 
+LAYERS = ("model.language_model.layers.", "audio_head.layers.")
+PROMPT = torch.arange(20, 60)[None]
+
+
 def stored_bytes(tensor: torch.Tensor) -> int:
     """Of what a tensor holds, subclasses taken apart."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.element_size()
-
-
-LAYERS = ("model.language_model.layers.", "audio_head.layers.")
-PROMPT = torch.arange(20, 60)[None]
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +92,11 @@ def test_an_adapter_on_four_bits():
     assert losses[-1] < losses[0]
 
 
-def test_without_torchao(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("torchao"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match="need torchao"):
-        eight_bit_weights()
-
-
-def test_without_bitsandbytes(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ValueError, match="need bitsandbytes"):
-        four_bit_weights()
+@pytest.mark.parametrize(
+    ("weights", "library", "hidden"),
+    [(eight_bit_weights, "torchao", "torchao.quantization"), (four_bit_weights, "bitsandbytes", "bitsandbytes")],
+)
+def test_without_the_library(weights, library, hidden, monkeypatch):
+    monkeypatch.setitem(sys.modules, hidden, None)
+    with pytest.raises(ValueError, match=f"need {library}"):
+        weights()

@@ -1,13 +1,12 @@
 """An adapter's way from training into another process, and into the weights. What an adapter trains is tested in test_stages.py."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from helpers.processes import run_elsewhere
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoProcessor
 
+from modeling_baichuan_audio.conversion import export_checkpoint
 from modeling_baichuan_audio.training.stages import lora_config
 
 
@@ -34,6 +33,20 @@ for name, model in ways.items():
         result = model.eval()(**inputs, output_audio_logits=True)
     found[name] = [result.logits, *result.audio_logits]
 torch.save(found, f"{out}/found.pt")
+"""
+
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["modeling_baichuan_audio"] = None  # as if it were not installed, also where it is
+import torch
+from transformers import AutoModelForCausalLM
+
+folder, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+with torch.no_grad():
+    result = model(**torch.load(f"{out}/inputs.pt"), output_audio_logits=True)
+torch.save([result.logits, *result.audio_logits], f"{out}/found.pt")
 """
 
 
@@ -81,8 +94,7 @@ def test_an_adapter_in_a_fresh_process(trained, tiny_folder, tmp_path):
     torch.save(row, tmp_path / "inputs.pt")
 
     folders = [str(tiny_folder), str(tmp_path / "adapter"), str(tmp_path / "merged"), str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", LOADING, *folders], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_elsewhere(tmp_path, "-c", LOADING, *folders, timeout=300)
     found = torch.load(tmp_path / "found.pt")
     assert len(found) == 5
     for way, ours in found.items():
@@ -103,3 +115,15 @@ def test_a_merged_model_is_a_model_like_any_other(trained, tmp_path):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
     spoken = merged.generate(row["input_ids"][:, :2], generation_mode="audio", seed=0, max_new_tokens=8, max_text_tokens=2)
     assert spoken.audio[0].isfinite().all()
+
+
+def test_a_merged_model_exports_and_loads_without_the_package(trained, tiny_folder, tmp_path):
+    model, row = trained
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    AutoProcessor.from_pretrained(tiny_folder).save_pretrained(tmp_path / "merged")
+    export_checkpoint(tmp_path / "merged", tmp_path / "exported")
+    torch.save(row, tmp_path / "inputs.pt")
+    run_elsewhere(tmp_path, "-c", WITHOUT_THE_PACKAGE, str(tmp_path / "exported"), str(tmp_path), timeout=300)
+    for ours, expected in zip(torch.load(tmp_path / "found.pt"), outputs(merged, row), strict=True):
+        assert torch.equal(ours, expected)
