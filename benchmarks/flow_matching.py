@@ -8,9 +8,10 @@ One run compares three ways to solve the same clip, in turns, and prints medians
 - ours: one pass at twice the batch, attention chunk by chunk over the frames that a chunk sees;
 - compiled: the same with torch.compile on every stage.
 
-Then a longer clip, solved at once against streamed in pieces. Beside the times stands the arithmetic: floating-point operations of the
-products (a multiplication and an addition are two). Wall time is what a caller waits; processor time is what stays steady on a machine
-that does other work too, and with one thread on an idle machine the two agree. Weights are random and seeded without `--checkpoint`.
+Then a longer clip, solved at once against streamed in pieces. Beside the times stands the limit: operations of the products (a
+multiplication and an addition are two) at the speed of a large matrix product, measured in the same run. Wall time is what a caller
+waits; processor time is what stays steady on a machine that does other work too, and with one thread on an idle machine the two agree.
+Weights are random and seeded without `--checkpoint`.
 """
 
 import argparse
@@ -25,52 +26,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.limits import estimator_flops, multiply_speed  # noqa: E402
+from benchmarks.models import SIZES, make_flow  # noqa: E402
 from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
-from modeling_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAudioFlowMatchingDecoder  # noqa: E402
-from modeling_baichuan_audio.modeling_flow_estimator import chunk_bounds  # noqa: E402
+from modeling_baichuan_audio import BaichuanAudioFlowMatchingDecoder  # noqa: E402
 from modeling_baichuan_audio.modeling_flow_solver import integrate  # noqa: E402
-
-
-# Departures from the released config.
-SIZES = {
-    "tiny": {
-        "input_size": 64,
-        "prenet_hidden_size": 32,
-        "prenet_layers": 2,
-        "prenet_attention_heads": 2,
-        "prenet_ffn_dim": 64,
-        "estimator_channels": 32,
-        "estimator_blocks": 1,
-        "estimator_mid_stages": 2,
-        "estimator_attention_heads": 2,
-        "estimator_head_dim": 16,
-    },
-    "mid": {"prenet_layers": 3, "estimator_mid_stages": 2, "estimator_blocks": 2},
-    "released": {},
-}
-
-
-def make_flow(size: str = "tiny", checkpoint: str | Path | None = None, dtype=torch.float32) -> BaichuanAudioFlowMatchingDecoder:
-    if checkpoint is not None:
-        return BaichuanAudioFlowMatchingDecoder.from_pretrained(checkpoint, dtype=dtype).eval()
-    torch.manual_seed(0)
-    flow = BaichuanAudioFlowMatchingDecoder._from_config(
-        BaichuanAudioFlowMatchingConfig(**SIZES[size]), attn_implementation="sdpa"
-    )
-    return flow.eval().to(dtype)
-
-
-def pass_flops(config: BaichuanAudioFlowMatchingConfig, frames: int, dense: bool) -> int:
-    """Floating-point operations of one clip's pass through the estimator: the products, not norms and activations."""
-    width, mel = config.estimator_channels, config.num_mel_bins
-    inner = config.estimator_attention_heads * config.estimator_head_dim
-    stages = config.estimator_mid_stages + 2
-    inputs = 2 * mel + config.estimator_mid_stages * width + 2 * width
-    weights = stages * config.estimator_blocks * (4 * width * inner + 8 * width**2)  # q, k, v, output; feed-forward part
-    weights += 4 * width * inputs + 3 * stages * width**2  # ResNet blocks: k 3 and k 1 on the input, k 3 after it
-    weights += 3 * 3 * width**2 + width * mel  # down, up and final convolution, projection
-    seen = frames**2 if dense else sum((end - start) * end for start, end in chunk_bounds(frames, [config.attention_chunk_size]))
-    return 2 * weights * frames + stages * config.estimator_blocks * 4 * inner * seen
 
 
 @torch.no_grad()
@@ -164,8 +124,15 @@ def measure(
         "frames": frames,
         "steps": settings.num_steps,
         "times": timed(ways, repeats),
-        "flops": {name: 2 * settings.num_steps * pass_flops(config, frames, dense=name == "reference") for name in ways},
+        "flops": {
+            name: 2 * settings.num_steps * estimator_flops(config, frames, None if name == "reference" else settings.chunk_sizes)
+            for name in ways
+        },
+        "flops_per_second": multiply_speed(dtype=flow.estimator.dtype),
         "largest_difference": max(float((mel - mels[0]).abs().max()) for mel in mels),
+    }
+    result["over_limit"] = {
+        name: taken["cpu"] * result["flops_per_second"] / result["flops"][name] for name, taken in result["times"].items()
     }
     if stream_seconds:
         frames = round(stream_seconds * rate)
@@ -228,13 +195,12 @@ def main() -> None:
     )
     times, flops = result["times"], result["flops"]
     print(f"\n{result['frames']} frames at once, {result['steps']} steps; largest difference {result['largest_difference']:.1e}")
-    print(f"{'':10s} {'wall s':>8s} {'cpu s':>8s} {'ratio':>6s} {'TFLOP':>7s} {'ratio':>6s} {'GFLOP/s':>8s}")
+    print(f"limit at {result['flops_per_second'] / 1e9:.1f} GFLOP/s")
+    print(f"{'':10s} {'wall s':>8s} {'cpu s':>8s} {'ratio':>6s} {'TFLOP':>7s} {'ratio':>6s} {'limit s':>8s} {'x limit':>8s}")
     for name, taken in times.items():
         ratio, work = times["reference"]["cpu"] / taken["cpu"], flops["reference"] / flops[name]
-        speed = flops[name] / taken["cpu"] / 1e9
-        print(
-            f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f} {flops[name] / 1e12:7.3f} {work:6.2f} {speed:8.1f}"
-        )
+        limit = f"{flops[name] / result['flops_per_second']:8.2f} {result['over_limit'][name]:8.2f}"
+        print(f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f} {flops[name] / 1e12:7.3f} {work:6.2f} {limit}")
     if "stream" in result:
         part = result["stream"]
         print(f"\n{part['frames']} frames at once and in pieces of {part['piece']}, {part['steps']} steps; ", end="")

@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine and the versions that a figure belongs to, and codes of recordings to measure on."""
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +26,35 @@ def hardware(device: str = "cpu") -> str:
 
 def versions() -> str:
     return f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def add_model_options(parser: argparse.ArgumentParser, sizes: tuple[str, ...], size: str = "mid") -> None:
+    """Which model is measured, where, and where the figures go."""
+    parser.add_argument("--size", choices=sizes, default=size, help="of a model with random weights")
+    parser.add_argument("--checkpoint", help='folder, Hub id, "miniature" or "untrained", instead of a size')
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--arithmetic", action="store_true", help="count only, without allocating the model of --size")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+
+
+def model_name(options: argparse.Namespace) -> str:
+    return options.checkpoint or f"{options.size}, random weights"
+
+
+def print_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Prints and returns what the figures belong to."""
+    if options.arithmetic and options.checkpoint:
+        raise SystemExit("--arithmetic takes a --size, not a checkpoint.")
+    environment = {
+        "hardware": hardware(options.device),
+        "versions": versions(),
+        "model": model_name(options),
+        "dtype": options.dtype,
+    }
+    for name, value in environment.items():
+        print(f"{name:9s} {value}")
+    return environment
 
 
 def write_figures(path: Path | None, figures: Any) -> None:

@@ -10,51 +10,21 @@ Weights are random and seeded without `--checkpoint`.
 """
 
 import argparse
-import math
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.limits import counted_flops, multiply_speed, vocoder_flops  # noqa: E402
+from benchmarks.models import SIZES, make_vocoder  # noqa: E402
 from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
-from modeling_baichuan_audio import BaichuanAudioVocoder, BaichuanAudioVocoderConfig  # noqa: E402
+from modeling_baichuan_audio import BaichuanAudioVocoder  # noqa: E402
 from modeling_baichuan_audio.streaming_vocoder import vocoder_delay  # noqa: E402
-
-
-# Departures from the released config.
-SIZES = {
-    "tiny": {"base_channels": 32, "f0_channels": 32},
-    "mid": {"base_channels": 128, "f0_channels": 128},
-    "released": {},
-}
-
-
-def make_vocoder(size: str = "tiny", checkpoint: str | Path | None = None) -> BaichuanAudioVocoder:
-    if checkpoint is not None:
-        return BaichuanAudioVocoder.from_pretrained(checkpoint).eval()
-    torch.manual_seed(0)
-    return BaichuanAudioVocoder(BaichuanAudioVocoderConfig(**SIZES[size])).eval()
-
-
-def vocoder_flops(config: BaichuanAudioVocoderConfig, frames: int) -> int:
-    """Floating-point operations of the convolutions, and of the F0 predictor's linear layer, for a clip."""
-    width, bins, spectrum = config.f0_channels, config.num_mel_bins, config.istft_n_fft + 2
-    weights = frames * (3 * width * (bins + (config.f0_layers - 1) * width) + width + 7 * bins * config.base_channels)
-    channels, positions, pairs = config.base_channels, frames, 2 * len(config.resblock_dilations)
-    stages = zip(config.upsample_rates, config.upsample_kernel_sizes, config.source_resblock_kernel_sizes)
-    for index, (rate, kernel, source_kernel) in enumerate(stages):
-        later = math.prod(config.upsample_rates[index + 1 :])
-        weights += positions * kernel * channels * channels // 2
-        channels, positions = channels // 2, positions * rate + (later == 1)
-        weights += positions * (2 * later if later > 1 else 1) * spectrum * channels
-        weights += positions * pairs * channels**2 * (source_kernel + sum(config.resblock_kernel_sizes))
-    return 2 * (weights + positions * 7 * channels * spectrum)
 
 
 def stream(vocoder, mel: torch.Tensor, piece: int, seed: int = 0) -> tuple[torch.Tensor, float]:
@@ -85,11 +55,9 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
     ways = {"whole": lambda: (vocoder(mel, seed=0).waveform, 0.0)}
     ways |= {f"stream {piece}": lambda piece=piece: stream(vocoder, mel, piece) for piece in pieces}
     short = mel[:, : min(frames, 2 * max(pieces))]
-    counted = {}
-    for name, run in {"whole": lambda: vocoder(short, seed=0), "stream": lambda: stream(vocoder, short, pieces[0])}.items():
-        with FlopCounterMode(display=False) as counter:  # and the first run, which allocates
-            run()
-        counted[name] = counter.get_total_flops() / vocoder_flops(config, short.shape[1])
+    runs = {"whole": lambda: vocoder(short, seed=0), "stream": lambda: stream(vocoder, short, pieces[0])}
+    # And the first run, which allocates.
+    counted = {name: counted_flops(run) / vocoder_flops(config, short.shape[1]) for name, run in runs.items()}
     times = {name: {"wall": [], "cpu": [], "push": []} for name in ways}
     sound = {}
     for _ in range(repeats):
@@ -100,10 +68,10 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
             times[name]["cpu"].append(time.process_time() - processor)
             times[name]["push"].append(push)
     medians = {name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in times.items()}
-    flops = vocoder_flops(config, frames)
+    flops, speed = vocoder_flops(config, frames), multiply_speed()
     for figures in medians.values():
         figures |= {f"{kind}_ratio": figures[kind] / medians["whole"][kind] for kind in ("wall", "cpu")}
-        figures |= {"real_time_factor": figures["cpu"] / seconds, "gflops_per_second": flops / figures["cpu"] / 1e9}
+        figures |= {"real_time_factor": figures["cpu"] / seconds, "over_limit": figures["cpu"] * speed / flops}
     return {
         "frames": frames,
         "seconds": seconds,
@@ -111,6 +79,8 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
         "delay_frames": vocoder.stream_delay,
         "delay_seconds": vocoder_delay(config) / config.sampling_rate,
         "flops": flops,
+        "flops_per_second": speed,
+        "limit_seconds": flops / speed,
         "counted_to_arithmetic": counted,
         "largest_difference": max(float((waveform - sound["whole"]).abs().max()) for waveform in sound.values()),
         "ways": medians,
@@ -141,12 +111,13 @@ def main() -> None:
     counted = ", ".join(f"{name} {share:.3f} x" for name, share in result["counted_to_arithmetic"].items())
     print(f"counted   {counted} the arithmetic")
     print(f"delay     {result['delay_samples']} samples, {result['delay_seconds']:.3f} s, {result['delay_frames']} mel frames")
+    print(f"limit     {result['limit_seconds']:.2f} s at {result['flops_per_second'] / 1e9:.1f} GFLOP/s")
     print(f"largest difference between the ways {result['largest_difference']:.2g}\n")
     print(
-        f"{'way':12s} {'wall s':>8s} {'cpu s':>8s} {'cpu ratio':>9s} {'x real time':>11s} {'GFLOP/s':>8s} {'longest push s':>14s}"
+        f"{'way':12s} {'wall s':>8s} {'cpu s':>8s} {'cpu ratio':>9s} {'x real time':>11s} {'x limit':>8s} {'longest push s':>14s}"
     )
     for name, row in result["ways"].items():
-        rate = f"{row['real_time_factor']:11.3f} {row['gflops_per_second']:8.1f}"
+        rate = f"{row['real_time_factor']:11.3f} {row['over_limit']:8.2f}"
         push = f" {row['push']:14.3f}" if row["push"] else ""
         print(f"{name:12s} {row['wall']:8.2f} {row['cpu']:8.2f} {row['cpu_ratio']:9.3f} {rate}{push}")
     write_figures(arguments.json, result)

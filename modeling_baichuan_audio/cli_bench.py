@@ -7,17 +7,23 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
+import torch
 import typer
 
 from .cli_common import app, one_line_errors
 from .conversion.files import replace_text
 
 
-# Script, and its options for a size (None: it has no sizes).
-SCRIPTS = {"frame_step": "--size", "flow_matching": "--size", "vocoder": "--size", "first_sound": None}
+SCRIPTS = ("frame_step", "audio_head", "flow_matching", "vocoder", "first_sound", "end_to_end")
 SIZES = ("tiny", "mid", "released")
-# Two Euler steps cost a fifth of ten: a benchmark of the released size must end.
-_MORE = {"flow_matching": ["--steps", "2"]}
+# So that all of it ends in minutes: two Euler steps cost a fifth of ten, 20 frames a third of 60.
+_MORE = {
+    "flow_matching": ["--steps", "2"],
+    "first_sound": ["--frames", "20", "--repeats", "1"],
+    "end_to_end": ["--frames", "20", "--repeats", "1"],
+}
+# The whole model of the released size is counted on a CPU, not run: 40 GB of weights.
+_COUNTED = ("frame_step", "audio_head", "first_sound", "end_to_end")
 
 
 def find_benchmarks() -> Path:
@@ -53,12 +59,15 @@ def table(results: dict[str, Any]) -> str:
 
 @app.command()
 def bench(
-    size: Annotated[str, typer.Option(help=f"Of the random models: {', '.join(SIZES)}.")] = "mid",
-    checkpoint: Annotated[Optional[str], typer.Option("--checkpoint", "-c", help="For the first sound; else a tiny one.")] = None,
+    size: Annotated[str, typer.Option(help=f"Of a model with random weights: {', '.join(SIZES)}.")] = "mid",
+    checkpoint: Annotated[Optional[str], typer.Option("--checkpoint", "-c", help="Measured instead of a size.")] = None,
     only: Annotated[Optional[list[str]], typer.Option(help=f"Only this one; repeat for more: {', '.join(SCRIPTS)}.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file; a table is written beside it.")] = Path("bench.json"),
 ) -> None:
-    """Measure what a frame, flow matching, the vocoder and a whole reply cost on this machine."""
+    """Measure what a frame, flow matching, the vocoder, the first sound and a whole reply cost here, beside what they must cost.
+
+    Without a GPU, a frame and a reply of the released size are counted only: bytes and operations.
+    """
     with one_line_errors():
         if size not in SIZES:
             raise ValueError(f"--size must be {', '.join(SIZES)}, got {size}.")
@@ -69,8 +78,9 @@ def bench(
             raise ValueError(f"--output must be a .json file in a folder that exists, got {output}.")
         folder, results = find_benchmarks(), {}
         for name in only or SCRIPTS:
-            option = SCRIPTS[name]
-            arguments = [option, size] if option else ["--checkpoint", checkpoint] if checkpoint else []
+            arguments = ["--checkpoint", checkpoint] if checkpoint else ["--size", size]
+            if name in _COUNTED and size == "released" and not (checkpoint or torch.cuda.is_available()):
+                arguments += ["--dtype", "bfloat16", "--arithmetic"]
             typer.echo(f"{name}:")
             with tempfile.TemporaryDirectory() as scratch:
                 figures = Path(scratch) / "figures.json"

@@ -117,7 +117,7 @@ def test_plan_is_a_function_of_counts_and_seed():
     assert make_plan(SMALL) != make_plan(Plan(test=12, valid=6, own=60, varied=20, voices=15, seed=1))
     larger = {clip.id for clip in make_plan(Plan(test=12, valid=6, own=60, varied=20, voices=30))}
     assert {clip.id for clip in make_plan(SMALL)} <= larger
-    for bad, message in ((Plan(voices=601), "got 601"), (Plan(test=-1), "cannot be negative")):
+    for bad, message in ((Plan(voices=20_000), "20000 sentences"), (Plan(test=-1), "cannot be negative")):
         with pytest.raises(ValueError, match=message):
             make_plan(bad)
 

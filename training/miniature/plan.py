@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...processors.processing_baichuan_audio import split_speech_text
-from .sentences import Line, questions, sentences
+from .sentences import MOST_SENTENCES, Line, questions, sentences
 
 
 TRAIN_VOICES = (
@@ -18,7 +18,6 @@ TEST_VOICES = ("af_nova", "am_puck", "bf_lily", "bm_lewis")
 # The voice that the model speaks with. Played at another pitch it stands for other speakers, in training only.
 OWN_VOICE = "heart"
 PITCHES = (0.84, 0.9, 0.95, 1.06, 1.12, 1.2)
-_MOST_VOICES = 600
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,14 @@ class Plan:
     Args:
         test: clips of each held-out set.
         own: training sentences in the model's own voice. varied: sentences, and as many questions, by that voice at other pitches.
-        voices: training sentences, and as many questions, by Kokoro's training voices: at most 600.
+        voices: training sentences, and as many questions, by Kokoro's training voices.
     """
 
     test: int = 120
     valid: int = 60
-    own: int = 4000
-    varied: int = 2500
-    voices: int = 280
+    own: int = 5000
+    varied: int = 3000
+    voices: int = 2400
     seed: int = 0
 
 
@@ -114,28 +113,29 @@ def make_plan(plan: Plan) -> list[Clip]:
     Raises:
         ValueError: counts that are negative or too large.
     """
-    if plan.voices > _MOST_VOICES:
-        raise ValueError(f"`voices` is at most {_MOST_VOICES}, got {plan.voices}.")
     if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices) < 0:
         raise ValueError(f"The counts of a plan cannot be negative, got {plan}.")
     speakers = _Speakers(plan.seed)
     asked = questions()
-    total, held = 2 * plan.test + plan.valid + plan.own + plan.varied + _MOST_VOICES, 2 * plan.test + plan.valid
-    everything, told = sentences(total + held, plan.seed), {text for line in asked for text in (line.text, line.answer)}
-    # Held-out texts come first, so that they stay held out when the plan grows; what is also an answer is no new text.
-    lines, spare = iter(everything[:total]), (line for line in everything[total:] if line.text not in told)
+    held = 2 * plan.test + plan.valid
+    total = held + plan.own + plan.varied + plan.voices
+    if total + held > MOST_SENTENCES:
+        raise ValueError(f"There are {MOST_SENTENCES} sentences, and this plan takes {total + held}: {plan}.")
+    everything, told = sentences(MOST_SENTENCES, plan.seed), {text for line in asked for text in (line.text, line.answer)}
+    # Held-out texts come first, so that they stay held out when the plan grows; what is also an answer is no new text, and one of
+    # the last sentences takes its place.
+    lines, spare = iter(everything[:total]), (line for line in reversed(everything) if line.text not in told)
     new_texts, new_voices, valid = (
         [line if line.text not in told else next(spare) for line in (next(lines) for _ in range(count))]
         for count in (plan.test, plan.test, plan.valid)
     )
     known, held_out = [line for line in asked if not line.held_out], [line for line in asked if line.held_out]
-    shuffler = random.Random(f"{plan.seed} questions")
 
-    def some(pool: list[Line], count: int) -> list[Line]:
-        """`count` lines, each as often as any other."""
-        drawn: list[Line] = []
+    def some(pool: list[Line], count: int, purpose: str) -> list[Line]:
+        """`count` lines, each as often as any other; a larger count begins with a smaller one's."""
+        rng, drawn = random.Random(f"{plan.seed} {purpose}"), []
         while len(drawn) < count:
-            drawn += shuffler.sample(pool, len(pool))
+            drawn += rng.sample(pool, len(pool))
         return drawn[:count]
 
     def clips(pool, kind: str, split: str, who: str) -> list[Clip]:
@@ -145,24 +145,26 @@ def make_plan(plan: Plan) -> list[Clip]:
     small = [line for line in known if line.category not in ("arithmetic", "comparison")]
     sums = [line for line in known if line.category in ("arithmetic", "comparison")]
 
-    def mixed(count: int) -> list[Line]:
+    def mixed(count: int, who: str) -> list[Line]:
         """Questions to be heard, the small facts as often as the sums."""
-        return [line for pair in zip(some(small, count), some(sums, count)) for line in pair][:count]
+        pairs = zip(some(small, count, f"{who} small"), some(sums, count, f"{who} sums"))
+        return [line for pair in pairs for line in pair][:count]
 
     own_sentences = [next(lines) for _ in range(plan.own)]
     varied_sentences = [next(lines) for _ in range(plan.varied)]
     voices_sentences = list(lines)
     result = clips(answers.values(), "answer", "train", "own")
     result += clips(own_sentences, "sentence", "train", "own")
-    result += clips(mixed(plan.own // 4), "question", "train", "own")
+    result += clips(mixed(plan.own // 4, "own"), "question", "train", "own")
     result += [piece for clip in result if clip.kind == "sentence" for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")
     result += clips(varied_sentences, "sentence", "train", "varied")
-    result += clips(mixed(plan.varied), "question", "train", "varied")
+    result += clips(mixed(plan.varied, "varied"), "question", "train", "varied")
     result += clips(new_voices, "sentence", "test_voice", "test")
-    result += clips(some(small, plan.test // 2), "question", "test_voice", "test")
-    result += clips(some(held_out, plan.test // 2), "question", "test_operands", "test")
-    pairs = zip(clips(voices_sentences, "sentence", "train", "train"), clips(mixed(_MOST_VOICES), "question", "train", "train"))
-    result += [clip for pair in pairs for clip in pair][: 2 * plan.voices]
+    result += clips(some(small, plan.test // 2, "test small"), "question", "test_voice", "test")
+    result += clips(some(held_out, plan.test // 2, "test held out"), "question", "test_operands", "test")
+    spoken_questions = clips(mixed(plan.voices, "train"), "question", "train", "train")
+    pairs = zip(clips(voices_sentences, "sentence", "train", "train"), spoken_questions)
+    result += [clip for pair in pairs for clip in pair]
     return result

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from . import facts
 
 
+MOST_SENTENCES = 20_000  # more would be near copies of one another
+
+
 @dataclass(frozen=True)
 class Line:
     """
@@ -310,8 +313,8 @@ def sentences(count: int, seed: int = 0) -> list[Line]:
     Raises:
         ValueError: more than the grammars can reasonably give.
     """
-    if not 0 <= count <= 20_000:
-        raise ValueError(f"`count` must be 0 to 20000, got {count}.")
+    if not 0 <= count <= MOST_SENTENCES:
+        raise ValueError(f"`count` must be 0 to {MOST_SENTENCES}, got {count}.")
     rng = random.Random(seed)
     names, weights = list(GRAMMARS), [weight for _, weight in GRAMMARS.values()]
     found: dict[str, str] = {}
