@@ -1,6 +1,7 @@
 """From a manifest to training rows, and from trained parts to the released folder; speech is replaced by short noise."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from modeling_baichuan_audio.training.miniature.assemble import assemble
 from modeling_baichuan_audio.training.miniature.corpus import read_manifest, write_manifest
 from modeling_baichuan_audio.training.miniature.curves import draw, read_curves
 from modeling_baichuan_audio.training.miniature.plan import Plan, make_plan
-from modeling_baichuan_audio.training.miniature.rows import write_rows
+from modeling_baichuan_audio.training.miniature.rows import FILLER, copy_rows, write_rows
 from modeling_baichuan_audio.training.miniature.sentences import questions
 from modeling_baichuan_audio.training.miniature.start import train_tokenizer
 from modeling_baichuan_audio.training.rows import parse_row
@@ -66,6 +67,20 @@ def test_written_rows_need_no_codes_and_hold_nothing_back(corpus):
     assert "What is the capital of France?" in asked
     assert not asked & {line.text for line in questions() if line.held_out}
     assert all((target / row["segments"][0]["audio"]).resolve().is_file() for row in audio)
+
+
+def test_words_to_be_repeated(corpus):
+    """The answer is the words without the fillers, in their order; held-out sentences give none."""
+    rows = list(copy_rows(read_manifest(corpus), 200, random.Random(0)))
+    told = {word for entry in read_manifest(corpus) if entry["split"] == "train" for word in entry["text"].split()}
+    filled = 0
+    for row in rows:
+        asked, answer = (message["content"] for message in row["messages"])
+        spoken = asked.removeprefix("Repeat after me: ")
+        assert spoken.replace(FILLER, "").split() == answer.split() and set(answer.split()) <= told
+        filled += FILLER in spoken
+    assert 60 < filled < 140 and not any(FILLER in row["messages"][1]["content"] for row in rows)
+    assert len({row["messages"][1]["content"] for row in rows}) > 190
 
 
 def test_spoken_rows_parse_and_end_in_speech(corpus, tiny_folder):

@@ -1,34 +1,34 @@
-"""Where audio embeddings start: near the words that are said, by an alignment from a flat start.
+"""Where listening starts: audio embeddings near the words that are said, and spliced recordings that must be listened to.
 
     python -m modeling_baichuan_audio.training.miniature.flat_start CHECKPOINT ROWS FOLDER
 
-Speech recognisers used to be started so: every recording is cut evenly among its words, a linear classifier learns from that cut which
-frame is which word, a better cut is found with it (Viterbi), and so on. An entry's embedding is then its share of the linear map from a
-frame to the embedding of the word it belongs to. To an LLM that has learnt to repeat a sentence, speech looks like text from the first
-step on; from random embeddings it would have to discover by itself that the two go together.
+An LLM that has learnt to repeat words one by one, passing over what is none, then hears speech as text from the first step on; from
+random embeddings it would have to discover by itself that the two go together. The name is that of speech recognisers' first round,
+which also began without any alignment.
+
+The recordings of ROWS are also taken apart between words and put together anew, into `spliced.jsonl` beside it: nothing but the sound
+says what comes next in them.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from ...conversion.files import save_checkpoint
 from ...modeling_baichuan_audio import BaichuanAudioForCausalLM
+from .reader import CodeReader, Pair, fit_reader
+from .rows import FILLER, write_rows_file
+from .splice import cut_into_words, splice
 
 
-ROUNDS = 4
-_AXES = 192  # of the quantised vectors, for the classifier
-_CONTEXT = 1  # frames on each side that it sees
-_RIDGE = 1e-2
+SPLICED = 24_000
+_RIDGE = 1.0  # frames
 
 
-def read_pairs(path: Path, tokenizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def read_pairs(path: Path, tokenizer) -> list[Pair]:
     """
     Codes `(num_codebooks, frames)` and token ids `(tokens,)` of the transcriptions in a file of rows; each once, and only those with
     at least one frame for each token.
@@ -38,7 +38,7 @@ def read_pairs(path: Path, tokenizer) -> list[tuple[torch.Tensor, torch.Tensor]]
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: write the rows with codes first (training/miniature/README.md).")
-    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    pairs: dict[str, Pair] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["task"] != "asr" or line in pairs:
@@ -52,146 +52,75 @@ def read_pairs(path: Path, tokenizer) -> list[tuple[torch.Tensor, torch.Tensor]]
     return list(pairs.values())
 
 
-def even_cut(frames: int, tokens: int) -> torch.Tensor:
-    """(frames,) int64: which of the tokens each frame belongs to when all are equally long."""
-    return torch.arange(frames) * tokens // frames
-
-
-def best_cut(scores: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def expected_words(reader: CodeReader, codes: torch.Tensor, words: torch.Tensor, filler: torch.Tensor) -> torch.Tensor:
     """
-    The cut with the largest sum of scores, each token at least one frame long, in order (Viterbi).
+    What the reader takes each frame for, as an embedding: the mean over its classes, the filler's for the blank.
 
     Args:
-        scores (`(frames, tokens)`): of each frame for each token of the text, frames >= tokens.
+        codes (`(num_codebooks, frames)`), words (`(vocabulary, width)`), filler (`(width,)`).
 
     Returns:
-        `(frames,)` int64, from 0 to tokens - 1, never falling and never skipping one.
+        `(frames, width)` float32.
     """
-    values = scores.double().numpy()
-    frames, tokens = values.shape
-    total, moved = np.full(tokens, -np.inf), np.zeros((frames, tokens), dtype=bool)
-    total[0] = values[0, 0]
-    for frame in range(1, frames):
-        before = np.concatenate([[-np.inf], total[:-1]])
-        moved[frame] = before > total
-        total = np.maximum(before, total) + values[frame]
-    cut, token = np.empty(frames, dtype=np.int64), tokens - 1
-    for frame in range(frames - 1, -1, -1):
-        cut[frame] = token
-        token -= moved[frame, token]
-    return torch.from_numpy(cut)
-
-
-def with_context(vectors: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """(all frames, width) of clips one after the other -> (all frames, 3 * width): beside each frame its neighbours in the clip."""
-    pieces = []
-    for clip in vectors.split(lengths):
-        padded = nn.functional.pad(clip, (0, 0, _CONTEXT, _CONTEXT))
-        pieces.append(torch.cat([padded[shift : shift + len(clip)] for shift in range(2 * _CONTEXT + 1)], dim=1))
-    return torch.cat(pieces)
-
-
-def fit_classifier(
-    classifier: nn.Linear, features: torch.Tensor, targets: torch.Tensor, epochs: int, generator: torch.Generator
-) -> float:
-    """Softmax regression with Adam; returns the last epoch's mean loss."""
-    optimizer, loss = torch.optim.Adam(classifier.parameters(), lr=2e-3), 0.0
-    for _ in range(epochs):
-        order, total = torch.randperm(len(features), generator=generator), 0.0
-        for picked in order.split(2048):
-            loss = nn.functional.cross_entropy(classifier(features[picked]), targets[picked])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(picked)
-        loss = total / len(features)
-    return loss
+    classes = torch.cat([words[reader.tokens], filler[None]])
+    return torch.cat([reader(part).exp() @ classes for part in codes.split(8192, dim=1)])
 
 
 @torch.no_grad()
-def quantised(model: BaichuanAudioForCausalLM, codes: list[torch.Tensor]) -> torch.Tensor:
-    """(all frames, quantizer_size) float32: the entries' sums of clips one after the other."""
-    quantizer = model.audio_tokenizer.quantizer
-    return torch.cat([quantizer.decode(clip[None])[0] for clip in codes])
-
-
-@torch.no_grad()
-def principal(vectors: torch.Tensor) -> torch.Tensor:
-    """(frames, width) -> (frames, axes): whitened projections onto the axes of largest variance."""
-    centred = vectors - vectors.mean(0)
-    variances, axes = torch.linalg.eigh((centred.T @ centred / len(centred)).double())
-    count = min(_AXES, len(variances))
-    scale = variances[-count:].clamp(min=1e-8).rsqrt()
-    return centred @ (axes[:, -count:] * scale).float()
-
-
-def align(
-    vectors: torch.Tensor, texts: list[torch.Tensor], lengths: list[int], size: int, seed: int = 0, rounds: int = ROUNDS
-) -> torch.Tensor:
+def fit_tables(codes: torch.Tensor, targets: torch.Tensor, sizes: list[int]) -> list[torch.Tensor]:
     """
+    One table for each codebook, so that a frame's sum over them is nearest to its target (least squares).
+
     Args:
-        vectors (`(all frames, width)`): of clips one after the other, with `lengths` frames each. texts: token ids of each clip.
-        size: of the vocabulary.
+        codes (`(num_codebooks, frames)`), targets (`(frames, width)`).
+        sizes: rows of each table.
 
     Returns:
-        `(all frames,)` int64: the token that each frame is said to belong to.
+        `(size, width)` float32 each; the targets' mean is spread evenly over the tables, and so is all that a rare entry cannot tell.
     """
-    features = with_context(principal(vectors), lengths)
-    generator = torch.Generator().manual_seed(seed)
-    classifier = nn.Linear(features.shape[1], size)
-    nn.init.zeros_(classifier.weight)
-    nn.init.zeros_(classifier.bias)
-    cuts = [even_cut(length, len(ids)) for length, ids in zip(lengths, texts)]
-    for number in range(rounds):
-        targets = torch.cat([ids[cut] for ids, cut in zip(texts, cuts)])
-        loss = fit_classifier(classifier, features, targets, epochs=2, generator=generator)
-        with torch.no_grad():
-            clips = zip(features.split(lengths), texts)
-            said = [
-                classifier(clip).log_softmax(-1)[:, ids] for clip, ids in tqdm(clips, total=len(texts), desc="align", leave=False)
-            ]
-        cuts = [best_cut(scores) for scores in said]
-        print(f"round {number + 1}: loss {loss:.3f} per frame")
-    return torch.cat([ids[cut] for ids, cut in zip(texts, cuts)])
+    first = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+    count, mean = sum(sizes), targets.mean(0)
+    gram, moments = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, targets.shape[1], dtype=torch.float64)
+    for part, wanted in zip((codes + first[:, None]).split(4096, dim=1), (targets - mean).split(4096)):
+        used = torch.zeros(part.shape[1], count).scatter_(1, part.T, 1.0)
+        gram += used.T @ used
+        moments += used.T @ wanted
+    tables = torch.linalg.solve(gram + _RIDGE * torch.eye(count, dtype=torch.float64), moments).float()
+    return [table + mean / len(sizes) for table in tables.split(sizes)]
 
 
 @torch.no_grad()
-def embed_codebooks(model: BaichuanAudioForCausalLM, vectors: torch.Tensor, tokens: torch.Tensor) -> None:
-    """
-    Sets the audio embeddings so that a frame's sum over the codebooks is the ridge regression of its token's embedding on its
-    quantised vector. The end of audio keeps its row.
-
-    Args:
-        vectors (`(frames, quantizer_size)`), tokens (`(frames,)`, int64): frames and the tokens they belong to.
-    """
-    words, codebooks = model.get_input_embeddings().weight.float(), model.audio_tokenizer.quantizer.codebooks
-    mean, target = vectors.mean(0), words[tokens]
-    centred = (vectors - mean).double()
-    gram = centred.T @ centred
-    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    weight = torch.linalg.solve(gram + ridge, centred.T @ (target - target.mean(0)).double()).float()
-    # As long as words on average: a regression alone is shorter the less it can tell.
-    scale = words[tokens].norm(dim=-1).mean() / (centred.float() @ weight + target.mean(0)).norm(dim=-1).mean()
-    offset = (target.mean(0) - mean @ weight) / len(codebooks)
-    for table, codebook in zip(model.model.audio_embed_layers, codebooks):
-        table.weight[: codebook.size] = ((codebook.embed @ weight + offset) * scale).to(table.weight.dtype)
+def embed_codebooks(model: BaichuanAudioForCausalLM, reader: CodeReader, pairs: list[Pair], filler: int) -> None:
+    """Sets the audio embeddings so that frames look like the words that the reader takes them for. The end of audio keeps its row."""
+    words, sizes = (
+        model.get_input_embeddings().weight.float(),
+        [codebook.size for codebook in model.audio_tokenizer.quantizer.codebooks],
+    )
+    codes = torch.cat([codes for codes, _ in pairs], dim=1)
+    tables = fit_tables(codes, expected_words(reader, codes, words, words[filler]), sizes)
+    for embedding, table in zip(model.model.audio_embed_layers, tables):
+        embedding.weight[: len(table)] = table.to(embedding.weight.dtype)
 
 
-def flat_start(checkpoint: str | Path, rows: str | Path, folder: str | Path, seed: int = 0) -> Path:
+def flat_start(checkpoint: str | Path, rows: str | Path, folder: str | Path, spliced: int = SPLICED, seed: int = 0) -> Path:
     """
     Args:
         checkpoint: with a text LLM and a trained tokenizer. rows: training rows with codes, for their transcriptions.
         folder: gets the checkpoint with its audio embeddings set.
+        spliced: rows of `spliced.jsonl`.
 
     Raises:
         ValueError: rows that cannot be used.
     """
+    rows = Path(rows)
     model, processor = AutoModelForCausalLM.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-    pairs = read_pairs(Path(rows), processor.tokenizer)
-    lengths = [codes.shape[1] for codes, _ in pairs]
-    vectors = quantised(model, [codes for codes, _ in pairs])
-    tokens = align(vectors, [ids for _, ids in pairs], lengths, len(processor.tokenizer), seed)
-    embed_codebooks(model, vectors, tokens)
+    pairs = read_pairs(rows, processor.tokenizer)
+    reader = fit_reader(pairs, [codebook.size for codebook in model.audio_tokenizer.quantizer.codebooks], seed=seed)
+    clips = [clip for clip in (cut_into_words(reader, *pair, processor.tokenizer) for pair in pairs) if clip]
+    print(f"read without a mistake: {len(clips)} of {len(pairs)}")
+    write_rows_file(splice(clips, spliced, seed), rows.with_name("spliced.jsonl"))
+    embed_codebooks(model, reader, pairs, processor.tokenizer.convert_tokens_to_ids(FILLER))
     save_checkpoint(model, processor, Path(folder).absolute(), replace=True)
     return Path(folder)
 
@@ -200,10 +129,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, meaning in (("checkpoint", "text LLM and tokenizer"), ("rows", "rows/speech.jsonl"), ("folder", "result")):
         parser.add_argument(name, type=Path, help=meaning)
+    parser.add_argument("--spliced", type=int, default=SPLICED, help="rows of spliced.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
-        print(flat_start(options.checkpoint, options.rows, options.folder, options.seed))
+        print(flat_start(options.checkpoint, options.rows, options.folder, options.spliced, options.seed))
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from error
 

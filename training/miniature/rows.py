@@ -5,7 +5,7 @@ Without a checkpoint it writes the rows that need no codes, into `CORPUS/rows/`:
 | file | rows | for |
 |---|---|---|
 | `audio.jsonl`, `audio-valid.jsonl` | recordings, with what they say | tokenizer, flow matching, vocoder |
-| `text.jsonl` | questions and answers, sentences to repeat, all written | the text LLM |
+| `text.jsonl` | questions and answers, words to be repeated one by one, all written | the text LLM |
 | `sums.jsonl` | sums beyond those that are ever spoken, with a share of the above | the text LLM, afterwards |
 
 With the checkpoint whose tokenizer is trained, every clip is encoded once and these follow:
@@ -20,7 +20,7 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,14 @@ from .plan import OWN_VOICE
 from .sentences import questions, wide_arithmetic
 
 
+FILLER = "_"  # no text of the domain has it
+COPIES = 40_000
 Entry = dict[str, Any]
 Row = dict[str, Any]
 
 
-def _write(rows: Iterable[Row], path: Path) -> None:
+def write_rows_file(rows: Iterable[Row], path: Path) -> None:
+    """One JSON object a line, in a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with open(part, "w", encoding="utf-8") as file:
@@ -63,9 +66,35 @@ def _asked(copies: int = 1) -> list[Row]:
 
 def text_rows(entries: list[Entry], rng: random.Random) -> list[Row]:
     """Questions with answers, and training sentences to be repeated."""
-    told = list(dict.fromkeys(entry["text"] for entry in entries if entry["split"] == "train"))
+    told = _told(entries)
     chosen = rng.sample(told, min(len(told), 1500))
     return _asked(copies=2) + [_chat(f"Repeat after me: {text}", text) for text in chosen]
+
+
+def _told(entries: list[Entry]) -> list[str]:
+    return list(dict.fromkeys(entry["text"] for entry in entries if entry["split"] == "train"))
+
+
+def copy_rows(entries: list[Entry], count: int, rng: random.Random) -> Iterator[Row]:
+    """
+    Words in no order to be repeated, every other time with fillers between them that are to be passed over.
+
+    What comes next cannot be guessed, so a model has to learn to look it up: a sentence of the domain it would rather make up. Speech
+    is then the same again, with frames in the place of words and fillers (`flat_start.py`).
+    """
+    told = _told(entries)
+    vocabulary = sorted({word for text in told for word in text.split()})
+    for _ in range(count if told else 0):
+        words: list[str] = []
+        wanted = rng.randint(2, 10)
+        while len(words) < wanted:
+            sentence = rng.choice(told).split()
+            start = rng.randrange(len(sentence))
+            words += [rng.choice(vocabulary)] if rng.random() < 0.5 else sentence[start : start + rng.randint(1, 3)]
+        spoken = " ".join(words)
+        if rng.random() < 0.5:
+            spoken = "".join(f"{FILLER * rng.choice((0, 1, 1, 2, 2, 3))} {word}" for word in words) + FILLER * rng.randint(0, 2)
+        yield _chat(f"Repeat after me: {spoken.strip()}", " ".join(words))
 
 
 def sum_rows() -> list[Row]:
@@ -160,15 +189,15 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
             clips = [entry for entry in learnt if entry["split"] == split]
             parts = [[{"audio": f"../{entry['path']}"}, {"text": entry["text"]}] for entry in clips]
             rows = [{"task": "asr", "segments": part} for part in parts]
-            _write(rows, target / f"{name}.jsonl")
-        _write(texts, target / "text.jsonl")
-        _write(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
+            write_rows_file(rows, target / f"{name}.jsonl")
+        write_rows_file([*_asked(copies=12), *copy_rows(entries, COPIES, rng)], target / "text.jsonl")
+        write_rows_file(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
         return target
     codes = encode(learnt, folder, checkpoint)
     speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
-    _write(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sum_rows(), 500), target / "speech.jsonl")
-    _write(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
-    _write(chat + _asked() + rng.sample(sum_rows(), 1000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sum_rows(), 500), target / "speech.jsonl")
+    write_rows_file(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
+    write_rows_file(chat + _asked() + rng.sample(sum_rows(), 1000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
     return target
 
 
