@@ -11,6 +11,7 @@ One run compares three ways to solve the same clip, in turns, and prints medians
 Then a longer clip, solved at once against streamed in pieces. Beside the times stands the limit: operations of the products (a
 multiplication and an addition are two) at the speed of a large matrix product, measured in the same run. Wall time is what a caller
 waits; processor time is what stays steady on a machine that does other work too, and with one thread on an idle machine the two agree.
+Ratios are of processor time on a CPU, of wall time on a GPU.
 Weights are random and seeded without `--checkpoint`.
 """
 
@@ -26,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.limits import estimator_flops, multiply_speed  # noqa: E402
+from benchmarks.limits import estimator_flops, finish, multiply_speed  # noqa: E402
 from benchmarks.models import SIZES, make_flow  # noqa: E402
 from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioFlowMatchingDecoder  # noqa: E402
@@ -36,11 +37,11 @@ from modeling_baichuan_audio.modeling_flow_solver import integrate  # noqa: E402
 @torch.no_grad()
 def reference(flow, condition, noise, settings) -> torch.Tensor:
     """Two sequential passes for each step under the dense mask."""
-    lengths = torch.tensor([condition.shape[1]])
+    lengths = torch.tensor([condition.shape[1]], device=condition.device)
     mask = flow.estimator.chunk_mask(lengths, condition.shape[1], flow.estimator.dtype)
     mel, grid = noise, settings.time_grid()
     for start, end in zip(grid, grid[1:]):
-        time_now = torch.tensor([start])
+        time_now = torch.tensor([start], device=condition.device)
         velocity = (1 + settings.guidance) * flow.estimator(mel, time_now, condition, mask).float()
         velocity = velocity - settings.guidance * flow.estimator(mel, time_now, torch.zeros_like(condition), mask).float()
         mel = mel + (end - start) * velocity
@@ -49,7 +50,7 @@ def reference(flow, condition, noise, settings) -> torch.Tensor:
 
 @torch.no_grad()
 def ours(flow, condition, noise, settings, estimator=None) -> torch.Tensor:
-    lengths = torch.tensor([condition.shape[1]] * 2)
+    lengths = torch.tensor([condition.shape[1]] * 2, device=condition.device)
     attention = flow.estimator.visibility(lengths, condition.shape[1], settings.chunk_sizes)
     return integrate(flow.estimator if estimator is None else estimator, noise, condition, settings, attention)
 
@@ -65,16 +66,21 @@ def stream(flow, hidden_states, steps: int, piece: int) -> tuple[torch.Tensor, i
     return torch.cat(mel, dim=1), sum(cache.buffer.nbytes for cache in caches)
 
 
-def timed(ways: dict, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians of wall and processor seconds, the ways taken in turns."""
+def timed(ways: dict, repeats: int, device: str) -> dict[str, dict[str, float]]:
+    """Medians of wall and processor seconds, the ways taken in turns; `seconds` is the one that counts on the device."""
     times = {name: ([], []) for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             wall, processor = time.perf_counter(), time.process_time()
             way()
+            finish(device)
             times[name][0].append(time.perf_counter() - wall)
             times[name][1].append(time.process_time() - processor)
-    return {name: {"wall": statistics.median(wall), "cpu": statistics.median(cpu)} for name, (wall, cpu) in times.items()}
+    counts = 0 if device.startswith("cuda") else 1
+    return {
+        name: dict(zip(("wall", "cpu"), map(statistics.median, both))) | {"seconds": statistics.median(both[counts])}
+        for name, both in times.items()
+    }
 
 
 def measure(
@@ -98,13 +104,13 @@ def measure(
             are proportional to the steps, and so is the stream's memory.
         piece: frames of each push.
     """
-    config = flow.config
+    config, device = flow.config, flow.device
     rate = config.sampling_rate / config.hop_length
     settings = flow.solver_settings(num_steps=steps)
     generator = torch.Generator().manual_seed(0)
     frames = round(seconds * rate)
     condition, noise = torch.randn(2, 1, frames, config.num_mel_bins, generator=generator).unbind()
-    condition = condition.to(flow.estimator.dtype)
+    condition, noise = condition.to(device, flow.estimator.dtype), noise.to(device)
     ways = {
         "reference": lambda: reference(flow, condition, noise, settings),
         "ours": lambda: ours(flow, condition, noise, settings),
@@ -123,27 +129,27 @@ def measure(
     result = {
         "frames": frames,
         "steps": settings.num_steps,
-        "times": timed(ways, repeats),
+        "times": timed(ways, repeats, device.type),
         "flops": {
             name: 2 * settings.num_steps * estimator_flops(config, frames, None if name == "reference" else settings.chunk_sizes)
             for name in ways
         },
-        "flops_per_second": multiply_speed(dtype=flow.estimator.dtype),
+        "flops_per_second": multiply_speed(device.type, flow.estimator.dtype),
         "largest_difference": max(float((mel - mels[0]).abs().max()) for mel in mels),
     }
     result["over_limit"] = {
-        name: taken["cpu"] * result["flops_per_second"] / result["flops"][name] for name, taken in result["times"].items()
+        name: taken["seconds"] * result["flops_per_second"] / result["flops"][name] for name, taken in result["times"].items()
     }
     if stream_seconds:
         frames = round(stream_seconds * rate)
-        hidden_states = torch.randn(1, frames, config.input_size, generator=generator)
+        hidden_states = torch.randn(1, frames, config.input_size, generator=generator).to(device)
         made = {}
         ways = {
             "offline": lambda: made.update(offline=flow(hidden_states, seed=0, num_steps=stream_steps).mel),
             "stream": lambda: made.update(stream=stream(flow, hidden_states, stream_steps, piece)),
         }
         with torch.no_grad():
-            times = timed(ways, stream_repeats)
+            times = timed(ways, stream_repeats, device.type)
         mel, held = made["stream"]
         result["stream"] = {
             "frames": frames,
@@ -160,6 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="released")
     parser.add_argument("--checkpoint", help="a folder to load the decoder from, instead of random weights of --size")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--steps", type=int, help="Euler steps; the config's by default")
@@ -173,9 +180,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    flow = make_flow(arguments.size, arguments.checkpoint, getattr(torch, arguments.dtype))
+    flow = make_flow(arguments.size, arguments.checkpoint, getattr(torch, arguments.dtype)).to(arguments.device)
     environment = {
-        "hardware": hardware(),
+        "hardware": hardware(arguments.device),
         "versions": versions(),
         "model": arguments.checkpoint or f"{arguments.size}, random weights",
         "dtype": arguments.dtype,
@@ -198,7 +205,7 @@ def main() -> None:
     print(f"limit at {result['flops_per_second'] / 1e9:.1f} GFLOP/s")
     print(f"{'':10s} {'wall s':>8s} {'cpu s':>8s} {'ratio':>6s} {'TFLOP':>7s} {'ratio':>6s} {'limit s':>8s} {'x limit':>8s}")
     for name, taken in times.items():
-        ratio, work = times["reference"]["cpu"] / taken["cpu"], flops["reference"] / flops[name]
+        ratio, work = times["reference"]["seconds"] / taken["seconds"], flops["reference"] / flops[name]
         limit = f"{flops[name] / result['flops_per_second']:8.2f} {result['over_limit'][name]:8.2f}"
         print(f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f} {flops[name] / 1e12:7.3f} {work:6.2f} {limit}")
     if "stream" in result:
@@ -206,7 +213,7 @@ def main() -> None:
         print(f"\n{part['frames']} frames at once and in pieces of {part['piece']}, {part['steps']} steps; ", end="")
         print(f"largest difference {part['largest_difference']:.1e}, state {part['state_bytes'] / 1e6:.0f} MB")
         for name, taken in part["times"].items():
-            ratio = taken["cpu"] / part["times"]["offline"]["cpu"]
+            ratio = taken["seconds"] / part["times"]["offline"]["seconds"]
             print(f"{name:10s} {taken['wall']:8.2f} {taken['cpu']:8.2f} {ratio:6.2f}")
     write_figures(arguments.json, result)
 

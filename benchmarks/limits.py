@@ -12,14 +12,18 @@ from modeling_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAud
 from modeling_baichuan_audio.modeling_flow_estimator import chunk_bounds
 
 
+def finish(device: str) -> None:
+    """Waits until a GPU has done all its work."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
 def timed(function: Callable, device: str) -> float:
     """Seconds, all work of a GPU done."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    finish(device)
     start = time.perf_counter()
     function()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    finish(device)
     return time.perf_counter() - start
 
 

@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.limits import counted_flops, multiply_speed, vocoder_flops  # noqa: E402
+from benchmarks.limits import counted_flops, finish, multiply_speed, vocoder_flops  # noqa: E402
 from benchmarks.models import SIZES, make_vocoder  # noqa: E402
 from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioVocoder  # noqa: E402
@@ -48,10 +48,12 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
         pieces: frames of each push, one stream for each.
         repeats: of every way; the medians are kept.
     """
-    config = vocoder.config
+    config, device = vocoder.config, vocoder.device.type
+    on_gpu = device.startswith("cuda")
     frames = round(seconds * config.sampling_rate / config.hop_length)
     seconds = frames * config.hop_length / config.sampling_rate
     mel = torch.randn(1, frames, config.num_mel_bins, generator=torch.Generator().manual_seed(0)) - 4
+    mel = mel.to(device)
     ways = {"whole": lambda: (vocoder(mel, seed=0).waveform, 0.0)}
     ways |= {f"stream {piece}": lambda piece=piece: stream(vocoder, mel, piece) for piece in pieces}
     short = mel[:, : min(frames, 2 * max(pieces))]
@@ -64,14 +66,16 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
         for name, way in ways.items():
             wall, processor = time.perf_counter(), time.process_time()
             sound[name], push = way()
+            finish(device)
             times[name]["wall"].append(time.perf_counter() - wall)
             times[name]["cpu"].append(time.process_time() - processor)
             times[name]["push"].append(push)
     medians = {name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in times.items()}
-    flops, speed = vocoder_flops(config, frames), multiply_speed()
+    flops, speed = vocoder_flops(config, frames), multiply_speed(device)
     for figures in medians.values():
         figures |= {f"{kind}_ratio": figures[kind] / medians["whole"][kind] for kind in ("wall", "cpu")}
-        figures |= {"real_time_factor": figures["cpu"] / seconds, "over_limit": figures["cpu"] * speed / flops}
+        taken = figures["wall" if on_gpu else "cpu"]
+        figures |= {"real_time_factor": taken / seconds, "over_limit": taken * speed / flops}
     return {
         "frames": frames,
         "seconds": seconds,
@@ -94,13 +98,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--pieces", type=int, nargs="+", default=[100], help="frames of each push of a stream")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    vocoder = make_vocoder(arguments.size, arguments.checkpoint)
+    vocoder = make_vocoder(arguments.size, arguments.checkpoint).to(arguments.device)
     environment = {
-        "hardware": hardware(),
+        "hardware": hardware(arguments.device),
         "versions": versions(),
         "model": arguments.checkpoint or f"{arguments.size}, random weights",
     }

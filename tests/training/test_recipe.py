@@ -89,7 +89,8 @@ def test_the_miniatures_recipes_are_complete(path):
     arguments = training_arguments(recipe)
     assert arguments.max_steps > 0 and arguments.save_steps <= arguments.max_steps
     assert recipe.output == f"output/miniature-{path.stem}"
-    assert f"#   baichuan-audio train miniature/{path.stem} data.train={recipe.data.train}" in path.read_text()
+    train = recipe.data.train if isinstance(recipe.data.train, str) else f"[{','.join(recipe.data.train)}]"
+    assert f"#   baichuan-audio train miniature/{path.stem} data.train={train}" in path.read_text()
 
 
 def test_half_precision_needs_no_other_device(write):

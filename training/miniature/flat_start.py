@@ -28,26 +28,27 @@ SPLICED = 24_000
 _RIDGE = 1.0  # frames
 
 
-def read_pairs(path: Path, tokenizer) -> list[Pair]:
+def read_pairs(path: Path, tokenizer, task: str = "asr") -> list[Pair]:
     """
-    Codes `(num_codebooks, frames)` and token ids `(tokens,)` of the transcriptions in a file of rows; each once, and only those with
-    at least one frame for each token.
+    Codes `(num_codebooks, frames)` and token ids `(tokens,)` of a file's rows of one task, "asr" or "tts"; each once, and only those
+    with at least one frame for each token.
 
     Raises:
-        ValueError: no file, or none of its rows can be used.
+        ValueError: no file, or none of its transcriptions can be used.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: write the rows with codes first (training/miniature/README.md).")
     pairs: dict[str, Pair] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if row["task"] != "asr" or line in pairs:
+        if row["task"] != task or line in pairs:
             continue
-        codes = torch.tensor(row["segments"][0]["audio_codes"])
-        ids = torch.tensor(tokenizer(row["segments"][1]["text"], add_special_tokens=False)["input_ids"])
+        parts = {name: value for segment in row["segments"] for name, value in segment.items()}
+        codes = torch.tensor(parts["audio_codes"])
+        ids = torch.tensor(tokenizer(parts["text"], add_special_tokens=False)["input_ids"])
         if 0 < len(ids) <= codes.shape[1]:
             pairs[line] = (codes, ids)
-    if not pairs:
+    if not pairs and task == "asr":
         raise ValueError(f"{path} has no transcription with as many frames as tokens.")
     return list(pairs.values())
 
@@ -108,7 +109,7 @@ def flat_start(checkpoint: str | Path, rows: str | Path, folder: str | Path, spl
     Args:
         checkpoint: with a text LLM and a trained tokenizer. rows: training rows with codes, for their transcriptions.
         folder: gets the checkpoint with its audio embeddings set.
-        spliced: rows of `spliced.jsonl`.
+        spliced: transcriptions in `spliced.jsonl`; a third as many are to be spoken, cut from what the model's own voice says.
 
     Raises:
         ValueError: rows that cannot be used.
@@ -117,9 +118,13 @@ def flat_start(checkpoint: str | Path, rows: str | Path, folder: str | Path, spl
     model, processor = AutoModelForCausalLM.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
     pairs = read_pairs(rows, processor.tokenizer)
     reader = fit_reader(pairs, [codebook.size for codebook in model.audio_tokenizer.quantizer.codebooks], seed=seed)
-    clips = [clip for clip in (cut_into_words(reader, *pair, processor.tokenizer) for pair in pairs) if clip]
-    print(f"read without a mistake: {len(clips)} of {len(pairs)}")
-    write_rows_file(splice(clips, spliced, seed), rows.with_name("spliced.jsonl"))
+    made: list[dict] = []
+    for task, count in (("asr", spliced), ("tts", spliced // 3)):
+        recordings = pairs if task == "asr" else read_pairs(rows, processor.tokenizer, task)
+        clips = [clip for clip in (cut_into_words(reader, *pair, processor.tokenizer) for pair in recordings) if clip]
+        print(f"{task}: {len(clips)} of {len(recordings)} read without a mistake")
+        made += splice(clips, task, count, seed)
+    write_rows_file(made, rows.with_name("spliced.jsonl"))
     embed_codebooks(model, reader, pairs, processor.tokenizer.convert_tokens_to_ids(FILLER))
     save_checkpoint(model, processor, Path(folder).absolute(), replace=True)
     return Path(folder)
@@ -129,7 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, meaning in (("checkpoint", "text LLM and tokenizer"), ("rows", "rows/speech.jsonl"), ("folder", "result")):
         parser.add_argument(name, type=Path, help=meaning)
-    parser.add_argument("--spliced", type=int, default=SPLICED, help="rows of spliced.jsonl")
+    parser.add_argument(
+        "--spliced", type=int, default=SPLICED, help="transcriptions in spliced.jsonl; a third as many are spoken"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:

@@ -39,14 +39,14 @@ def cut_into_words(reader: CodeReader, codes: torch.Tensor, ids: torch.Tensor, t
     return [Word(text, codes[:, start:end]) for text, (start, end) in zip(texts, bounds)]
 
 
-def splice(clips: list[list[Word]], count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+def splice(clips: list[list[Word]], task: str, count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """
-    Rows of transcription: runs of one to four words from clips drawn at random, three to twelve words in all.
+    Rows of runs of one to four words from clips drawn at random, three to twelve words in all.
 
     Args:
-        clips: words of each. count: of rows.
+        clips: words of each. task: "asr" (to be transcribed) or "tts" (to be spoken). count: of rows.
     """
-    rng = random.Random(f"{seed} splice")
+    rng = random.Random(f"{seed} splice {task}")
     for _ in range(count if clips else 0):
         words: list[Word] = []
         wanted = rng.randint(3, 12)
@@ -54,5 +54,6 @@ def splice(clips: list[list[Word]], count: int, seed: int = 0) -> Iterator[dict[
             clip = rng.choice(clips)
             start = rng.randrange(len(clip))
             words += clip[start : start + rng.choice((1, 1, 2, 2, 3, 4))]
-        codes = torch.cat([word.codes for word in words], dim=1).tolist()
-        yield {"task": "asr", "segments": [{"audio_codes": codes}, {"text": " ".join(word.text for word in words)}]}
+        segments = [{"audio_codes": torch.cat([word.codes for word in words], dim=1).tolist()}]
+        segments.insert(1 if task == "asr" else 0, {"text": " ".join(word.text for word in words)})
+        yield {"task": task, "segments": segments}
