@@ -1,5 +1,6 @@
 """From a manifest to training rows, and from trained parts to the released folder; speech is replaced by short noise."""
 
+import gzip
 import json
 import random
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from modeling_baichuan_audio.conversion import make_tiny_checkpoint
 from modeling_baichuan_audio.training.miniature.assemble import assemble
-from modeling_baichuan_audio.training.miniature.corpus import read_manifest, write_manifest
+from modeling_baichuan_audio.training.miniature.corpus import REFERENCE, agreement, read_manifest, write_manifest
 from modeling_baichuan_audio.training.miniature.curves import draw, read_curves
 from modeling_baichuan_audio.training.miniature.plan import Plan, make_plan
 from modeling_baichuan_audio.training.miniature.rows import FILLER, copy_rows, write_rows
@@ -50,6 +51,28 @@ def test_manifest_describes_what_is_there(corpus):
     before = (corpus / "manifest.jsonl").read_bytes()
     write_manifest([{k: v for k, v in entry.items() if k not in ("duration", "sha256")} for entry in entries], corpus)
     assert (corpus / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_corpus_is_compared_with_the_reference(corpus, tmp_path):
+    entries = read_manifest(corpus)
+    reference = tmp_path / "manifest.jsonl.gz"
+    other = [entries[0], entries[1] | {"sha256": "0" * 64}, entries[2] | {"path": "elsewhere.wav"}]
+    reference.write_bytes(gzip.compress("".join(json.dumps(entry) + "\n" for entry in other).encode()))
+    assert "Of the 3 clips of the shipped miniature 2 are here, 1 of them" in agreement(entries, reference)
+    assert agreement(entries, tmp_path / "missing.gz") == ""
+
+
+def test_the_shipped_manifest_describes_every_clip():
+    with gzip.open(REFERENCE, "rt", encoding="utf-8") as file:
+        entries = [json.loads(line) for line in file]
+    assert sum(entry["duration"] for entry in entries) > 8 * 3600
+    assert all(entry["text"] and entry["voice"] and len(entry["sha256"]) == 64 for entry in entries)
+    train = [entry for entry in entries if entry["split"] == "train"]
+    heard = {entry["text"] for entry in train}
+    for split in ("test_voice", "test_sentence", "test_operands", "valid", "human"):
+        members = [entry for entry in entries if entry["split"] == split]
+        assert members and not {entry["text"] for entry in members if entry["kind"] == "sentence"} & heard
+    assert not {entry["voice"] for entry in train} & {entry["voice"] for entry in entries if entry["split"] == "test_voice"}
 
 
 def test_a_folder_without_a_corpus_is_refused(tmp_path):
