@@ -34,8 +34,10 @@ def reply_options(options: argparse.Namespace) -> dict:
 def speak(model, rows: int, frames: int, pieces: int, way: str) -> list[dict]:
     """Timings of every row of a batch that speaks `pieces` pieces of at most `frames` frames, and how many frames it had."""
     scripts = [[[5]] + [[6]] * (pieces - 1) for _ in range(rows)]
+    prompt = torch.full((rows, _PROMPT), 7, device=model.device)
     options = {
-        "input_ids": torch.full((rows, _PROMPT), 7, device=model.device),
+        "input_ids": prompt,
+        "attention_mask": torch.ones_like(prompt),
         "forced_text_ids": scripts,
         "max_audio_frames": frames,
         "max_new_tokens": pieces * (frames + 4),

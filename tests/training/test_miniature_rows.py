@@ -150,6 +150,7 @@ def test_release_holds_the_parts_in_two_bytes_a_weight(tmp_path):
             kinds |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     assert set(kinds.values()) == {"BF16", "F16"} and not any(name.endswith("embed_avg") for name in kinds)
     assert all((kind == "F16") == name.startswith("vocoder.") for name, kind in kinds.items())
+    assert not any(str(tmp_path) in path.read_text() for path in folder.glob("*.json"))  # nor where the parts came from
     assert not list(folder.glob("*.py")) and not any("auto_map" in path.read_text() for path in folder.glob("*.json"))
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

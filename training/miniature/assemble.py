@@ -95,6 +95,7 @@ def assemble(
     for name, source in parts.items():
         if source is not None:
             _replace(model, name, source)
+            getattr(model.config, f"{name}_config")._name_or_path = ""  # a folder of whoever trains says nothing to others
     tied = set(model.all_tied_weights_keys)
     state = {name: stored(name, tensor) for name, tensor in model.state_dict().items() if name not in tied}
     if release:
