@@ -22,8 +22,8 @@ from transformers import CompileConfig
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.limits import medians_in_turns, read_speed, weight_bytes  # noqa: E402
-from benchmarks.models import SIZES, make_model  # noqa: E402
-from benchmarks.reporting import add_model_options, model_name, print_environment, write_figures  # noqa: E402
+from benchmarks.models import make_model  # noqa: E402
+from benchmarks.reporting import add_model_options, model_name, print_environment, print_step, write_figures  # noqa: E402
 from modeling_baichuan_audio.generation_sampling import (  # noqa: E402
     SamplingColumns,
     SamplingSettings,
@@ -85,7 +85,7 @@ def measure(model, rows: int = 1, repeats: int = 5, compile_steps: bool = False)
         graph = compiled(sample_frame, CompileConfig(fullgraph=True))
         ways["head_compiled"] = lambda: inputs.sample(run=graph)
     codes = [way() for way in ways.values()]  # caches warm, graphs made
-    seconds = medians_in_turns(ways, repeats, device)
+    seconds = {name: taken["wall"] for name, taken in medians_in_turns(ways, repeats, device).items()}
     best = min(value for name, value in seconds.items() if name != "before")
     read = weight_bytes(model)
     speed = read_speed(device, min(0.5, read["head"] / 1e9))
@@ -103,7 +103,7 @@ def measure(model, rows: int = 1, repeats: int = 5, compile_steps: bool = False)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_options(parser, SIZES)
+    add_model_options(parser, dtypes=True, arithmetic=True)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
@@ -119,11 +119,8 @@ def main() -> None:
     print(f"{model_name(options)}, {options.dtype}: the head reads {read['head'] / 1e9:.4g} GB for a frame ", end="")
     print(f"(recomputed {read['head_recomputed'] / 1e9:.4g})")
     if not options.arithmetic:
-        for name, seconds in result["seconds"].items():
-            print(f"  {name:15} {1000 * seconds:9.2f} ms")
-        print(f"  {result['times_faster']:.2f} x as fast as before; ", end="")
-        print(f"limit {1000 * result['limit_seconds']:.2f} ms at {result['bytes_per_second'] / 1e9:.1f} GB/s, ", end="")
-        print(f"{result['over_limit']:.2f} x of it; same codes: {result['same_codes']}")
+        print_step(result)
+        print(f"  same codes: {result['same_codes']}")
     write_figures(options.json, environment | result)
 
 

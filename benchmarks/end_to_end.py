@@ -8,25 +8,13 @@ cost: the bytes of weights that its tokens and frames need, at this machine's re
 into sound, at its speed of a matrix product. `--arithmetic` counts without running the model.
 """
 
-import argparse
 import sys
 from pathlib import Path
-
-import torch
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.models import SIZES, make_model  # noqa: E402
-from benchmarks.replies import (  # noqa: E402
-    add_reply_options,
-    least_reply,
-    measure_replies,
-    reply_options,
-    speeds,
-    with_limits,
-)
-from benchmarks.reporting import add_model_options, print_environment, write_figures  # noqa: E402
+from benchmarks.replies import least_reply, measure_replies, run, speeds, with_limits  # noqa: E402
 
 
 PARTS = ("prefill", "language", "audio_head", "flow", "vocoder", "waveform")
@@ -55,29 +43,19 @@ def measure(model, batch_sizes: tuple[int, ...] = (1, 4), frames: int = 60, piec
     return result | {"machine": machine}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_options(parser, SIZES)
-    add_reply_options(parser)
-    options = parser.parse_args()
-    environment = print_environment(options)
-    dtype = getattr(torch, options.dtype)
-    if options.arithmetic:
-        model = make_model(options.size, dtype=dtype, device="meta")
-        least = least_reply(model, 1, options.frames * options.pieces, options.pieces)
-        print(f"{least['frames']} frames: {least['bytes'] / 1e9:.4g} GB, {least['flops'] / 1e12:.3g} TFLOP")
-        write_figures(options.json, environment | least)
-        return
-    model = make_model(options.size, options.checkpoint, dtype, options.device)
-    result = measure(model, **reply_options(options))
-    for rows in map(str, options.batch_sizes):
-        for way, figures in result[rows].items():
-            print(f"batch {rows}, {way:11} real-time factor {figures['real_time_factor']:.3f}, ", end="")
-            print(f"{figures['seconds']:.2f} s, limit {figures['limit_seconds']:.2f} s, {figures['over_limit']:.2f} x of it")
-            parts = (f"{part} {figures[f'{part}_seconds']:.2f}" for part in PARTS if f"{part}_seconds" in figures)
-            print(f"    seconds: {', '.join(parts)}")
-    write_figures(options.json, environment | result)
+def count(model, frames: int, pieces: int) -> dict:
+    """What the limit counts, for one row."""
+    least = least_reply(model, 1, frames * pieces, pieces)
+    print(f"{least['frames']} frames: {least['bytes'] / 1e9:.4g} GB, {least['flops'] / 1e12:.3g} TFLOP")
+    return least
+
+
+def show(figures: dict) -> None:
+    print(f"real-time factor {figures['real_time_factor']:.3f}, ", end="")
+    print(f"{figures['seconds']:.2f} s, limit {figures['limit_seconds']:.2f} s, {figures['over_limit']:.2f} x of it")
+    parts = (f"{part} {figures[f'{part}_seconds']:.2f}" for part in PARTS if f"{part}_seconds" in figures)
+    print(f"    seconds: {', '.join(parts)}")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__.splitlines()[0], count, measure, show)

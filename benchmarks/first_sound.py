@@ -8,26 +8,20 @@ at this machine's reading speed, and the operations of what turns those frames i
 `end_to_end.py` asks whether a reply keeps ahead of its own playback. `--arithmetic` counts without running the model.
 """
 
-import argparse
 import sys
 from pathlib import Path
-
-import torch
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.models import SIZES, make_model  # noqa: E402
-from benchmarks.replies import (  # noqa: E402
-    WAYS,
-    add_reply_options,
-    least_before_sound,
-    measure_replies,
-    reply_options,
-    speeds,
-    with_limits,
-)
-from benchmarks.reporting import add_model_options, print_environment, write_figures  # noqa: E402
+from benchmarks.replies import WAYS, least_before_sound, least_reply, measure_replies, run, speeds, with_limits  # noqa: E402
+
+
+def least(model, way: str, rows: int, first_piece: int, frames: int, pieces: int) -> dict[str, int]:
+    """What the first sound needs; "at once" it waits for the whole reply of `frames` frames."""
+    if way == "at once":
+        return least_reply(model, rows, frames, pieces)
+    return least_before_sound(model, way, rows, first_piece)
 
 
 def measure(model, batch_sizes: tuple[int, ...] = (1, 4), frames: int = 60, pieces: int = 2, repeats: int = 3) -> dict:
@@ -44,33 +38,22 @@ def measure(model, batch_sizes: tuple[int, ...] = (1, 4), frames: int = 60, piec
         result[rows] = {}
         for way, figures in ways.items():
             spoken = round(figures["first_piece"]), round(figures["frames"])
-            least = least_before_sound(model, way, int(rows), *spoken)
-            result[rows][way] = with_limits(figures["first_sound_seconds"], least, machine)
+            needed = least(model, way, int(rows), *spoken, pieces)
+            result[rows][way] = with_limits(figures["first_sound_seconds"], needed, machine)
     return result | {"machine": machine}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_options(parser, SIZES)
-    add_reply_options(parser)
-    options = parser.parse_args()
-    environment = print_environment(options)
-    dtype = getattr(torch, options.dtype)
-    if options.arithmetic:
-        model = make_model(options.size, dtype=dtype, device="meta")
-        counted = {way: least_before_sound(model, way, 1, options.frames, options.frames * options.pieces) for way in WAYS}
-        for way, least in counted.items():
-            print(f"{way:11} {least['frames']:4d} frames, {least['bytes'] / 1e9:.4g} GB, {least['flops'] / 1e12:.3g} TFLOP")
-        write_figures(options.json, environment | counted)
-        return
-    model = make_model(options.size, options.checkpoint, dtype, options.device)
-    result = measure(model, **reply_options(options))
-    for rows in map(str, options.batch_sizes):
-        for way, figures in result[rows].items():
-            print(f"batch {rows}, {way:11} first sound {figures['seconds']:7.3f} s, ", end="")
-            print(f"limit {figures['limit_seconds']:.3f} s, {figures['over_limit']:.2f} x of it")
-    write_figures(options.json, environment | result)
+def count(model, frames: int, pieces: int) -> dict:
+    """What the limit counts, by way, for one row."""
+    counted = {way: least(model, way, 1, frames, frames * pieces, pieces) for way in WAYS}
+    for way, needed in counted.items():
+        print(f"{way:11} {needed['frames']:4d} frames, {needed['bytes'] / 1e9:.4g} GB, {needed['flops'] / 1e12:.3g} TFLOP")
+    return counted
+
+
+def show(figures: dict) -> None:
+    print(f"first sound {figures['seconds']:7.3f} s, limit {figures['limit_seconds']:.3f} s, {figures['over_limit']:.2f} x of it")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__.splitlines()[0], count, measure, show)

@@ -17,9 +17,7 @@ Weights are random and seeded without `--checkpoint`.
 
 import argparse
 import copy
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -27,9 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.limits import estimator_flops, finish, multiply_speed  # noqa: E402
-from benchmarks.models import SIZES, make_flow  # noqa: E402
-from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
+from benchmarks.limits import estimator_flops, medians_in_turns, multiply_speed  # noqa: E402
+from benchmarks.models import make_flow  # noqa: E402
+from benchmarks.reporting import add_model_options, print_environment, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioFlowMatchingDecoder  # noqa: E402
 from modeling_baichuan_audio.modeling_flow_solver import integrate  # noqa: E402
 
@@ -64,23 +62,6 @@ def stream(flow, hidden_states, steps: int, piece: int) -> tuple[torch.Tensor, i
     mel.append(flow.stream(hidden_states[:, :0], state, final=True)[0])
     caches = [cache for step in state.steps for stage in step.stages for cache in stage.attention]
     return torch.cat(mel, dim=1), sum(cache.buffer.nbytes for cache in caches)
-
-
-def timed(ways: dict, repeats: int, device: str) -> dict[str, dict[str, float]]:
-    """Medians of wall and processor seconds, the ways taken in turns; `seconds` is the one that counts on the device."""
-    times = {name: ([], []) for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            way()
-            finish(device)
-            times[name][0].append(time.perf_counter() - wall)
-            times[name][1].append(time.process_time() - processor)
-    counts = 0 if device.startswith("cuda") else 1
-    return {
-        name: dict(zip(("wall", "cpu"), map(statistics.median, both))) | {"seconds": statistics.median(both[counts])}
-        for name, both in times.items()
-    }
 
 
 def measure(
@@ -129,7 +110,7 @@ def measure(
     result = {
         "frames": frames,
         "steps": settings.num_steps,
-        "times": timed(ways, repeats, device.type),
+        "times": medians_in_turns(ways, repeats, device.type),
         "flops": {
             name: 2 * settings.num_steps * estimator_flops(config, frames, None if name == "reference" else settings.chunk_sizes)
             for name in ways
@@ -149,7 +130,7 @@ def measure(
             "stream": lambda: made.update(stream=stream(flow, hidden_states, stream_steps, piece)),
         }
         with torch.no_grad():
-            times = timed(ways, stream_repeats, device.type)
+            times = medians_in_turns(ways, stream_repeats, device.type)
         mel, held = made["stream"]
         result["stream"] = {
             "frames": frames,
@@ -164,10 +145,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="released")
-    parser.add_argument("--checkpoint", help="a folder to load the decoder from, instead of random weights of --size")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add_model_options(parser, size="released", dtypes=True)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--steps", type=int, help="Euler steps; the config's by default")
     parser.add_argument("--repeats", type=int, default=3)
@@ -177,18 +155,10 @@ def main() -> None:
     parser.add_argument("--stream-steps", type=int, default=2)
     parser.add_argument("--stream-repeats", type=int, default=1)
     parser.add_argument("--piece", type=int, default=8, help="frames of each push of the stream")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     flow = make_flow(arguments.size, arguments.checkpoint, getattr(torch, arguments.dtype)).to(arguments.device)
-    environment = {
-        "hardware": hardware(arguments.device),
-        "versions": versions(),
-        "model": arguments.checkpoint or f"{arguments.size}, random weights",
-        "dtype": arguments.dtype,
-    }
-    for name, value in environment.items():
-        print(f"{name:9s} {value}")
+    environment = print_environment(arguments)
     result = environment | measure(
         flow,
         arguments.seconds,

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.audio_head import HeadInputs  # noqa: E402
 from benchmarks.limits import medians_in_turns, read_speed, weight_bytes  # noqa: E402
-from benchmarks.models import SIZES, make_model  # noqa: E402
-from benchmarks.reporting import add_model_options, model_name, print_environment, write_figures  # noqa: E402
+from benchmarks.models import make_model  # noqa: E402
+from benchmarks.reporting import add_model_options, model_name, print_environment, print_step, write_figures  # noqa: E402
 from modeling_baichuan_audio.generation_sampling import compiled, language_step, sample_frame  # noqa: E402
 
 
@@ -75,7 +75,7 @@ def measure(model, rows: int = 1, context: int = 256, frames: int = 5, compile_s
     for way in ways.values():  # caches warm, graphs made
         way()
         way()
-    seconds = medians_in_turns(ways, frames, device)
+    seconds = {name: taken["wall"] for name, taken in medians_in_turns(ways, frames, device).items()}
     best = min(value for name, value in seconds.items() if name != "before")
     read = weight_bytes(model)
     least = read["llm"] + read["head"]
@@ -99,7 +99,7 @@ def arithmetic(size: str, dtype: torch.dtype) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_model_options(parser, SIZES)
+    add_model_options(parser, dtypes=True, arithmetic=True)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--frames", type=int, default=5, help="repetitions")
@@ -116,11 +116,7 @@ def main() -> None:
     print(f"  LLM {read['llm'] / 1e9:.4g} (with its text head {(read['llm'] + read['lm_head']) / 1e9:.4g}), ", end="")
     print(f"audio head {read['head'] / 1e9:.4g} (recomputed {read['head_recomputed'] / 1e9:.4g})")
     if not options.arithmetic:
-        for name, seconds in result["seconds"].items():
-            print(f"  {name:15} {1000 * seconds:9.2f} ms")
-        print(f"  {result['times_faster']:.2f} x as fast as before; ", end="")
-        print(f"limit {1000 * result['limit_seconds']:.2f} ms at {result['bytes_per_second'] / 1e9:.1f} GB/s, ", end="")
-        print(f"{result['over_limit']:.2f} x of it")
+        print_step(result)
     write_figures(options.json, environment | result)
 
 

@@ -12,28 +12,32 @@ from modeling_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAud
 from modeling_baichuan_audio.modeling_flow_estimator import chunk_bounds
 
 
-def finish(device: str) -> None:
-    """Waits until a GPU has done all its work."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def timed(function: Callable, device: str) -> float:
     """Seconds, all work of a GPU done."""
-    finish(device)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
     start = time.perf_counter()
     function()
-    finish(device)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def medians_in_turns(ways: dict[str, Callable], repeats: int, device: str) -> dict[str, float]:
-    """Seconds of each way, taken in turns: what disturbs the machine disturbs all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+def medians_in_turns(ways: dict[str, Callable], repeats: int, device: str) -> dict[str, dict[str, float]]:
+    """
+    Wall and processor (`cpu`) seconds of each way, and `seconds`, the one of both that counts on the device: wall on a GPU.
+
+    The ways are taken in turns: what disturbs the machine disturbs all of them.
+    """
+    times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            seconds[name].append(timed(way, device))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            processor = time.process_time()
+            times[name]["wall"].append(timed(way, device))
+            times[name]["cpu"].append(time.process_time() - processor)
+    medians = {name: {kind: statistics.median(values) for kind, values in both.items()} for name, both in times.items()}
+    counts = "wall" if device.startswith("cuda") else "cpu"
+    return {name: both | {"seconds": both[counts]} for name, both in medians.items()}
 
 
 def read_speed(device: str = "cpu", gigabytes: float = 0.5) -> float:

@@ -3,10 +3,13 @@
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
 from benchmarks.limits import multiply_speed, read_speed, sound_flops, weight_bytes
+from benchmarks.models import make_model
+from benchmarks.reporting import add_model_options, print_environment, write_figures
 from modeling_baichuan_audio.streaming_baichuan_audio import FIRST_CHUNKS
 from modeling_baichuan_audio.streaming_vocoder import vocoder_delay
 
@@ -15,20 +18,33 @@ WAYS = ("at once", "exact", "low_latency")
 _PROMPT = 8  # tokens
 
 
-def add_reply_options(parser: argparse.ArgumentParser) -> None:
+def run(description: str, count: Callable, measure: Callable, show: Callable) -> None:
+    """
+    A script about replies, from its options to its figures.
+
+    Args:
+        count: (model on `meta`, frames of a piece, pieces) -> figures, printed.
+        measure: (model, batch sizes, frames of a piece, pieces, repeats) -> figures by batch size and way.
+        show: prints the figures of one way.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    add_model_options(parser, dtypes=True, arithmetic=True)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="rows that speak at once")
     parser.add_argument("--frames", type=int, default=60, help="of a piece, at most (80 ms each)")
     parser.add_argument("--pieces", type=int, default=2, help="that every row speaks")
     parser.add_argument("--repeats", type=int, default=3)
-
-
-def reply_options(options: argparse.Namespace) -> dict:
-    return {
-        "batch_sizes": tuple(options.batch_sizes),
-        "frames": options.frames,
-        "pieces": options.pieces,
-        "repeats": options.repeats,
-    }
+    options = parser.parse_args()
+    environment, dtype = print_environment(options), getattr(torch, options.dtype)
+    if options.arithmetic:
+        result = count(make_model(options.size, dtype=dtype, device="meta"), options.frames, options.pieces)
+    else:
+        model = make_model(options.size, options.checkpoint, dtype, options.device)
+        result = measure(model, tuple(options.batch_sizes), options.frames, options.pieces, options.repeats)
+        for rows in map(str, options.batch_sizes):
+            for way, figures in result[rows].items():
+                print(f"batch {rows}, {way:11} ", end="")
+                show(figures)
+    write_figures(options.json, environment | result)
 
 
 def speak(model, rows: int, frames: int, pieces: int, way: str) -> list[dict]:
@@ -95,28 +111,24 @@ def mel_before_sound(config, way: str) -> int:
     return solved
 
 
-def least_before_sound(model, way: str, rows: int, first_piece: int, frames: int) -> dict[str, int]:
+def least_before_sound(model, way: str, rows: int, first_piece: int) -> dict[str, int]:
     """
-    What nobody can do without before the first sound: `frames` of codes, `bytes` of weights, `flops`.
+    What a stream cannot do without before its first sound: `frames` of codes, `bytes` of weights, `flops`.
 
     The LLM's weights are read for the prompt, for the piece's token of text and the switch to audio, and for every frame; the text head
     only where text is written. All rows read them together; what turns frames into sound is done for each.
 
     Args:
-        first_piece: frames of the first piece. frames: of the whole reply, which "at once" waits for.
+        way: "exact" or "low_latency". first_piece: frames of the first piece.
     """
     config, read = model.config, weight_bytes(model)
     usual = config.flow_matching_config.attention_chunk_size
-    if way == "at once":
-        needed = frames
-        flops = sound_flops(model, frames, 4 * frames - 1, 4 * frames - 1, [usual])
-    else:
-        solved = min(mel_before_sound(config, way), 4 * first_piece - 1)
-        # Only the whole piece is normed exactly; otherwise the first frames will do. F frames of codes give 4 F - 1 of mel.
-        needed = first_piece if way == "exact" else min(first_piece, -(-(solved + 1) // 4))
-        delay = vocoder_delay(config.vocoder_config) // config.vocoder_config.hop_length
-        chunks = [*FIRST_CHUNKS, usual] if way == "low_latency" else [usual]
-        flops = sound_flops(model, needed, solved, max(1, solved - delay), chunks)
+    solved = min(mel_before_sound(config, way), 4 * first_piece - 1)
+    # Only the whole piece is normed exactly; otherwise the first frames will do. F frames of codes give 4 F - 1 of mel.
+    needed = first_piece if way == "exact" else min(first_piece, -(-(solved + 1) // 4))
+    delay = vocoder_delay(config.vocoder_config) // config.vocoder_config.hop_length
+    chunks = [*FIRST_CHUNKS, usual] if way == "low_latency" else [usual]
+    flops = sound_flops(model, needed, solved, max(1, solved - delay), chunks)
     least = 3 * read["llm"] + 2 * read["lm_head"] + needed * (read["llm"] + read["head"])
     return {"frames": needed, "bytes": least, "flops": rows * flops}
 

@@ -4,12 +4,14 @@ import argparse
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from benchmarks.models import SIZES
 from modeling_baichuan_audio import BaichuanAudioFeatureExtractor, BaichuanAudioTokenizerModel
 from modeling_baichuan_audio.conversion.files import replace_text
 
@@ -28,13 +30,15 @@ def versions() -> str:
     return f"python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def add_model_options(parser: argparse.ArgumentParser, sizes: tuple[str, ...], size: str = "mid") -> None:
+def add_model_options(parser: argparse.ArgumentParser, size: str = "mid", dtypes: bool = False, arithmetic: bool = False) -> None:
     """Which model is measured, where, and where the figures go."""
-    parser.add_argument("--size", choices=sizes, default=size, help="of a model with random weights")
+    parser.add_argument("--size", choices=SIZES, default=size, help="of a model with random weights")
     parser.add_argument("--checkpoint", help='folder, Hub id, "miniature" or "untrained", instead of a size')
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--arithmetic", action="store_true", help="count only, without allocating the model of --size")
+    if dtypes:
+        parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    if arithmetic:
+        parser.add_argument("--arithmetic", action="store_true", help="count only, without allocating the model of --size")
     parser.add_argument("--json", type=Path, help="write the figures here")
 
 
@@ -44,17 +48,24 @@ def model_name(options: argparse.Namespace) -> str:
 
 def print_environment(options: argparse.Namespace) -> dict[str, str]:
     """Prints and returns what the figures belong to."""
-    if options.arithmetic and options.checkpoint:
-        raise SystemExit("--arithmetic takes a --size, not a checkpoint.")
-    environment = {
-        "hardware": hardware(options.device),
-        "versions": versions(),
-        "model": model_name(options),
-        "dtype": options.dtype,
-    }
+    if getattr(options, "arithmetic", False) and options.checkpoint:
+        print("--arithmetic takes a --size, not a checkpoint.", file=sys.stderr)
+        raise SystemExit(2)
+    environment = {"hardware": hardware(options.device), "versions": versions(), "model": model_name(options)}
+    if "dtype" in options:
+        environment["dtype"] = options.dtype
     for name, value in environment.items():
         print(f"{name:9s} {value}")
     return environment
+
+
+def print_step(result: dict[str, Any]) -> None:
+    """Milliseconds of each way of doing a step, and the best of them beside its limit."""
+    for name, seconds in result["seconds"].items():
+        print(f"  {name:15} {1000 * seconds:9.2f} ms")
+    print(f"  {result['times_faster']:.2f} x as fast as before; ", end="")
+    print(f"limit {1000 * result['limit_seconds']:.2f} ms at {result['bytes_per_second'] / 1e9:.1f} GB/s, ", end="")
+    print(f"{result['over_limit']:.2f} x of it")
 
 
 def write_figures(path: Path | None, figures: Any) -> None:

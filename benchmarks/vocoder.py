@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.limits import counted_flops, finish, multiply_speed, vocoder_flops  # noqa: E402
-from benchmarks.models import SIZES, make_vocoder  # noqa: E402
-from benchmarks.reporting import hardware, versions, write_figures  # noqa: E402
+from benchmarks.limits import counted_flops, medians_in_turns, multiply_speed, vocoder_flops  # noqa: E402
+from benchmarks.models import make_vocoder  # noqa: E402
+from benchmarks.reporting import add_model_options, print_environment, write_figures  # noqa: E402
 from modeling_baichuan_audio import BaichuanAudioVocoder  # noqa: E402
 from modeling_baichuan_audio.streaming_vocoder import vocoder_delay  # noqa: E402
 
@@ -49,32 +50,31 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
         repeats: of every way; the medians are kept.
     """
     config, device = vocoder.config, vocoder.device.type
-    on_gpu = device.startswith("cuda")
     frames = round(seconds * config.sampling_rate / config.hop_length)
     seconds = frames * config.hop_length / config.sampling_rate
     mel = torch.randn(1, frames, config.num_mel_bins, generator=torch.Generator().manual_seed(0)) - 4
     mel = mel.to(device)
-    ways = {"whole": lambda: (vocoder(mel, seed=0).waveform, 0.0)}
-    ways |= {f"stream {piece}": lambda piece=piece: stream(vocoder, mel, piece) for piece in pieces}
+    sound, pushes = {}, {}
+
+    def whole():
+        sound["whole"] = vocoder(mel, seed=0).waveform
+        pushes.setdefault("whole", []).append(0.0)
+
+    def streamed(name: str, piece: int):
+        sound[name], longest = stream(vocoder, mel, piece)
+        pushes.setdefault(name, []).append(longest)
+
+    ways = {"whole": whole} | {f"stream {piece}": partial(streamed, f"stream {piece}", piece) for piece in pieces}
     short = mel[:, : min(frames, 2 * max(pieces))]
     runs = {"whole": lambda: vocoder(short, seed=0), "stream": lambda: stream(vocoder, short, pieces[0])}
     # And the first run, which allocates.
     counted = {name: counted_flops(run) / vocoder_flops(config, short.shape[1]) for name, run in runs.items()}
-    times = {name: {"wall": [], "cpu": [], "push": []} for name in ways}
-    sound = {}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            sound[name], push = way()
-            finish(device)
-            times[name]["wall"].append(time.perf_counter() - wall)
-            times[name]["cpu"].append(time.process_time() - processor)
-            times[name]["push"].append(push)
-    medians = {name: {kind: statistics.median(values) for kind, values in kinds.items()} for name, kinds in times.items()}
+    medians = medians_in_turns(ways, repeats, device)
     flops, speed = vocoder_flops(config, frames), multiply_speed(device)
-    for figures in medians.values():
+    for name, figures in medians.items():
+        taken = figures.pop("seconds")
+        figures |= {"push": statistics.median(pushes[name])}
         figures |= {f"{kind}_ratio": figures[kind] / medians["whole"][kind] for kind in ("wall", "cpu")}
-        taken = figures["wall" if on_gpu else "cpu"]
         figures |= {"real_time_factor": taken / seconds, "over_limit": taken * speed / flops}
     return {
         "frames": frames,
@@ -93,24 +93,15 @@ def measure(vocoder: BaichuanAudioVocoder, seconds: float = 60.0, pieces: tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="mid")
-    parser.add_argument("--checkpoint", help="a folder to load the vocoder from, instead of random weights of --size")
+    add_model_options(parser)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--pieces", type=int, nargs="+", default=[100], help="frames of each push of a stream")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     vocoder = make_vocoder(arguments.size, arguments.checkpoint).to(arguments.device)
-    environment = {
-        "hardware": hardware(arguments.device),
-        "versions": versions(),
-        "model": arguments.checkpoint or f"{arguments.size}, random weights",
-    }
-    for name, value in environment.items():
-        print(f"{name:9s} {value}")
+    environment = print_environment(arguments)
     result = environment | measure(vocoder, arguments.seconds, tuple(arguments.pieces), arguments.repeats)
     print(f"clip      {result['seconds']:g} s, {result['frames']} frames, {result['flops'] / 1e9:.1f} GFLOP of convolutions")
     counted = ", ".join(f"{name} {share:.3f} x" for name, share in result["counted_to_arithmetic"].items())

@@ -94,10 +94,7 @@ def fit_tables(codes: torch.Tensor, targets: torch.Tensor, sizes: list[int]) -> 
 @torch.no_grad()
 def embed_codebooks(model: BaichuanAudioForCausalLM, reader: CodeReader, pairs: list[Pair], filler: int) -> None:
     """Sets the audio embeddings so that frames look like the words that the reader takes them for. The end of audio keeps its row."""
-    words, sizes = (
-        model.get_input_embeddings().weight.float(),
-        [codebook.size for codebook in model.audio_tokenizer.quantizer.codebooks],
-    )
+    words, sizes = model.get_input_embeddings().weight.float(), [table.num_embeddings for table in reader.tables]
     codes = torch.cat([codes for codes, _ in pairs], dim=1)
     tables = fit_tables(codes, expected_words(reader, codes, words, words[filler]), sizes)
     for embedding, table in zip(model.model.audio_embed_layers, tables):

@@ -80,9 +80,8 @@ def fit_reader(pairs: list[Pair], codebook_sizes: list[int], epochs: int = EPOCH
 
 
 def _ctc_loss(reader: CodeReader, pairs: list[Pair]) -> torch.Tensor:
-    frames, counts = (
-        torch.tensor([len(value) for value in values]) for values in ([c.T for c, _ in pairs], [t for _, t in pairs])
-    )
+    frames = torch.tensor([codes.shape[1] for codes, _ in pairs])
+    counts = torch.tensor([len(ids) for _, ids in pairs])
     codes = nn.utils.rnn.pad_sequence([codes.T for codes, _ in pairs], batch_first=True).transpose(1, 2)
     targets = torch.searchsorted(reader.tokens, torch.cat([ids for _, ids in pairs]))
     return nn.functional.ctc_loss(
