@@ -60,6 +60,17 @@ def test_flow_matching():
         )
 
 
+def test_quality_of_flow_matching_by_steps_and_grids():
+    flow = make_flow("tiny")
+    states = [torch.randn(60, flow.config.input_size, generator=torch.Generator().manual_seed(0))]
+    rows = load_benchmark("flow_quality").measure(flow, states, steps=(4, 10), schedules=("cosine", "linear"))
+    found = {(row["schedule"], row["steps"]): row for row in rows}
+    assert found["cosine", 10]["from_ten"] == 0 < found["cosine", 4]["from_ten"]
+    assert found["linear", 10]["from_ten"] > 0
+    assert [row["passes"] for row in rows] == [8, 20, 8, 20]
+    assert all(row["from_fifty"] > 0 for row in rows)
+
+
 def test_first_sound():
     result = load_benchmark("first_sound").measure(make_model("tiny"), batch_sizes=(1,), frames=30, repeats=1)
     figures = result["1"]
