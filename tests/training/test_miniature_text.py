@@ -6,7 +6,14 @@ import pytest
 
 from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
 from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan
-from modeling_baichuan_audio.training.miniature.sentences import GRAMMARS, number, questions, sentences, wide_arithmetic
+from modeling_baichuan_audio.training.miniature.sentences import (
+    GRAMMARS,
+    number,
+    questions,
+    sentences,
+    wide_arithmetic,
+    wide_comparisons,
+)
 
 
 SMALL = Plan(test=12, valid=6, own=60, varied=20, voices=15)
@@ -72,11 +79,15 @@ def test_held_out_operands_are_nowhere_in_training():
 
 
 def test_comparisons_are_right():
-    lines = [line for line in questions() if line.category == "comparison"]
-    assert len(lines) > 50
-    for line in lines:
+    """Of held-out pairs neither order is in training."""
+    lines, pairs = [line for line in questions() if line.category == "comparison"], {True: set(), False: set()}
+    wide = wide_comparisons()
+    assert len(lines) > 50 and len(wide) > 3000
+    for line in lines + wide:
         one, two = re.match(r"Which is bigger, (.+) or (.+)\?", line.text).groups()
         assert line.answer.lower() == f"{number(max(WORDS[one], WORDS[two]))} is bigger."
+        pairs[line.held_out].add(frozenset((one, two)))
+    assert pairs[True] and not pairs[True] & pairs[False]
 
 
 def test_questions_are_distinct_and_answered():

@@ -5,7 +5,7 @@ Without a checkpoint it writes the rows that need no codes, into `CORPUS/rows/`:
 | file | rows | for |
 |---|---|---|
 | `audio.jsonl`, `audio-valid.jsonl` | recordings, with what they say | tokenizer, flow matching, vocoder |
-| `text.jsonl` | questions and answers, words to be repeated one by one, all written | the text LLM |
+| `text.jsonl` | questions and answers, sums, words to be repeated one by one, all written | the text LLM |
 | `sums.jsonl` | sums beyond those that are ever spoken, with a share of the above | the text LLM, afterwards |
 
 With the checkpoint whose tokenizer is trained, every clip is encoded once and these follow:
@@ -31,7 +31,7 @@ from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, split_
 from ..audio_codes import AudioCodeEncoder
 from .corpus import read_manifest
 from .plan import OWN_VOICE
-from .sentences import questions, wide_arithmetic
+from .sentences import questions, wide_arithmetic, wide_comparisons
 
 
 FILLER = "_"  # no text of the domain has it
@@ -98,8 +98,14 @@ def copy_rows(entries: list[Entry], count: int, rng: random.Random) -> Iterator[
 
 
 def sum_rows() -> list[Row]:
-    """More sums than are ever spoken."""
-    return [_chat(line.text, line.answer) for line in wide_arithmetic()]
+    """More sums and comparisons than are ever spoken."""
+    return [_chat(line.text, line.answer) for line in [*wide_arithmetic(), *wide_comparisons()]]
+
+
+def _recordings(entry: Entry) -> list[Row]:
+    """A clip, to be read from the manifest's folder; those of the few true voices five times."""
+    row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
+    return [row] * (5 if entry["engine"] == "kokoro" else 1)
 
 
 def _transcription(entry: Entry, codes: list) -> Row:
@@ -187,17 +193,15 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
     if checkpoint is None:
         for split, name in (("train", "audio"), ("valid", "audio-valid")):
             clips = [entry for entry in learnt if entry["split"] == split]
-            parts = [[{"audio": f"../{entry['path']}"}, {"text": entry["text"]}] for entry in clips]
-            rows = [{"task": "asr", "segments": part} for part in parts]
-            write_rows_file(rows, target / f"{name}.jsonl")
-        write_rows_file([*_asked(copies=12), *copy_rows(entries, COPIES, rng)], target / "text.jsonl")
+            write_rows_file((row for entry in clips for row in _recordings(entry)), target / f"{name}.jsonl")
+        write_rows_file([*_asked(copies=12), *sum_rows(), *copy_rows(entries, COPIES, rng)], target / "text.jsonl")
         write_rows_file(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
         return target
     codes = encode(learnt, folder, checkpoint)
     speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
-    write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sum_rows(), 500), target / "speech.jsonl")
+    write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sum_rows(), 1500), target / "speech.jsonl")
     write_rows_file(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
-    write_rows_file(chat + _asked() + rng.sample(sum_rows(), 1000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    write_rows_file(chat + _asked() + rng.sample(sum_rows(), 4000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
     return target
 
 

@@ -93,17 +93,28 @@ def wide_arithmetic(share: float = 0.4) -> list[Line]:
     return lines
 
 
+def _comparison(a: int, b: int) -> Line:
+    more = f"{_capital(number(max(a, b)))} is bigger."
+    return Line(f"Which is bigger, {number(a)} or {number(b)}?", "comparison", more, _is_held_out("bigger", a, b))
+
+
 def _comparisons() -> Iterator[Line]:
     for a in range(1, 21):
         for b in range(1, 21):
             if a != b and (3 * a + 7 * b) % 4 == 0:
-                more = number(max(a, b))
-                yield Line(
-                    f"Which is bigger, {number(a)} or {number(b)}?",
-                    "comparison",
-                    f"{_capital(more)} is bigger.",
-                    _is_held_out("bigger", a, b),
-                )
+                yield _comparison(a, b)
+
+
+def wide_comparisons(share: float = 0.4) -> list[Line]:
+    """
+    Which of two numbers up to 99 is bigger, for the text LLM: from the few pairs that are spoken it would learn the pairs by heart.
+
+    Args:
+        share: of the pairs with a number above 30; of the others all.
+    """
+    pairs = [(a, b) for a in range(1, 100) for b in range(1, 100) if a != b]
+    lines = [_comparison(a, b) for a, b in pairs if max(a, b) <= 30 or _is_chosen("wide bigger", a, b, share)]
+    return [line for line in lines if not line.held_out]
 
 
 def _small_facts() -> Iterator[Line]:
