@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList
 
+from ..generation_transcript import TranscriptLengthCriteria
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, BaichuanAudioProcessor
 from .clips import Outputs, TestClip
@@ -55,14 +57,20 @@ class Subject:
     def seeds(self, batch: Iterable[TestClip]) -> list[int]:
         return [clip_seed(self.seed, clip.id) for clip in batch]
 
-    def write(self, inputs: Any, limit: int = LONGEST_TRANSCRIPT) -> list[str]:
-        """The most likely text after each prompt."""
-        sequences = self.model.generate(**inputs.to(self.model.device), max_new_tokens=limit, **GREEDY_TEXT)
+    def write(self, inputs: Any, limit: int = LONGEST_TRANSCRIPT, transcript: bool = False) -> list[str]:
+        """The most likely text after each prompt; a transcript is no longer than speech can be."""
+        criteria = [TranscriptLengthCriteria(inputs, self.processor.audio_token_id)] if transcript else []
+        sequences = self.model.generate(
+            **inputs.to(self.model.device),
+            max_new_tokens=limit,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            **GREEDY_TEXT,
+        )
         return self.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    def _texts(self, task: str, clips: list[TestClip], ask: Any, limit: int) -> list[str]:
+    def _texts(self, task: str, clips: list[TestClip], ask: Any, limit: int, transcript: bool = False) -> list[str]:
         def step(batch: list[TestClip]) -> list[dict[str, Any]]:
-            texts = self.write(ask(batch), limit)
+            texts = self.write(ask(batch), limit, transcript)
             return [{"id": clip.id, "text": text} for clip, text in zip(batch, texts)]
 
         return [item["text"] for item in self.outputs.complete(task, clips, self.batch_size, step)]
@@ -80,7 +88,7 @@ class Subject:
         def ask(batch: list[TestClip]) -> Any:
             return self.processor.apply_transcription_request([str(clip.path) for clip in batch])
 
-        return self._texts(task, clips, ask, LONGEST_TRANSCRIPT)
+        return self._texts(task, clips, ask, LONGEST_TRANSCRIPT, transcript=True)
 
     def answer(self, task: str, clips: list[TestClip]) -> list[str]:
         """The written answer to each spoken question."""

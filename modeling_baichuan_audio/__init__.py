@@ -16,6 +16,7 @@ from .configuration_baichuan_audio import (
     BaichuanAudioVocoderConfig,
 )
 from .generation_baichuan_audio import BaichuanAudioGenerateOutput
+from .generation_transcript import TranscriptLengthCriteria
 from .modeling_audio_head import BaichuanAudioHead
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioModel
@@ -53,4 +54,5 @@ __all__ = [
     "BaichuanAudioWaveformDecoder",
     "FlowMatchingVocoderPipeline",
     "StreamEvent",
+    "TranscriptLengthCriteria",
 ]

@@ -12,6 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from .cli_common import DEFAULT_CHECKPOINT, Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, one_line_errors
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .generation_baichuan_audio import REPLY_DEFAULTS
+from .generation_transcript import TranscriptLengthCriteria
 from .mel_spectrogram import vocoder_log_mel
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 from .processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT
@@ -33,7 +34,14 @@ class StepProgress(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def generate(model: BaichuanAudioForCausalLM, inputs, max_new_tokens: int | None = None, greedy: bool = False, **kwargs):
+def generate(
+    model: BaichuanAudioForCausalLM,
+    inputs,
+    max_new_tokens: int | None = None,
+    greedy: bool = False,
+    stopping_criteria: tuple[StoppingCriteria, ...] = (),
+    **kwargs,
+):
     """`model.generate` with a progress bar."""
     if max_new_tokens is not None:
         kwargs["max_new_tokens"] = max_new_tokens
@@ -41,7 +49,8 @@ def generate(model: BaichuanAudioForCausalLM, inputs, max_new_tokens: int | None
         kwargs |= {"do_sample": False}
     progress = StepProgress(max_new_tokens or model.generation_config.max_new_tokens)
     try:
-        return model.generate(**inputs.to(model.device), stopping_criteria=StoppingCriteriaList([progress]), **kwargs)
+        criteria = StoppingCriteriaList([progress, *stopping_criteria])
+        return model.generate(**inputs.to(model.device), stopping_criteria=criteria, **kwargs)
     finally:
         progress.bar.close()
 
@@ -134,7 +143,8 @@ def transcribe(
         model, processor = load(checkpoint, device, dtype)
         for path in recordings:
             inputs = processor.apply_transcription_request(str(path))
-            sequences = generate(model, inputs, max_new_tokens, greedy=True, repetition_penalty=1.0)
+            length = TranscriptLengthCriteria(inputs, processor.audio_token_id)
+            sequences = generate(model, inputs, max_new_tokens, greedy=True, stopping_criteria=(length,), repetition_penalty=1.0)
             spoken = printable(processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
             typer.echo(f"{path}\t{spoken}" if len(recordings) > 1 else spoken)
 
