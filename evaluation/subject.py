@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
-from ..generation_transcript import TranscriptLengthCriteria
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, BaichuanAudioProcessor
+from ..transcript_length import TranscriptLengthCriteria
 from .clips import Outputs, TestClip
 
 

@@ -16,7 +16,6 @@ from .configuration_baichuan_audio import (
     BaichuanAudioVocoderConfig,
 )
 from .generation_baichuan_audio import BaichuanAudioGenerateOutput
-from .generation_transcript import TranscriptLengthCriteria
 from .modeling_audio_head import BaichuanAudioHead
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioModel
@@ -27,6 +26,7 @@ from .pipeline_flow_matching_vocoder import FlowMatchingVocoderPipeline
 from .pipeline_speech import BaichuanAudioAnyToAnyPipeline, BaichuanAudioTextToAudioPipeline
 from .processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 from .streaming_baichuan_audio import AudioStreamer, StreamEvent
+from .transcript_length import TranscriptLengthCriteria
 
 
 __version__ = "0.1.0"

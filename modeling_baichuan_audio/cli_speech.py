@@ -12,10 +12,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from .cli_common import DEFAULT_CHECKPOINT, Checkpoint, Device, Dtype, Seed, app, bits_per_second, load, one_line_errors
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .generation_baichuan_audio import REPLY_DEFAULTS
-from .generation_transcript import TranscriptLengthCriteria
 from .mel_spectrogram import vocoder_log_mel
 from .modeling_baichuan_audio import BaichuanAudioForCausalLM
 from .processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT
+from .transcript_length import TranscriptLengthCriteria
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Sound file to write; the format follows the ending.")]
