@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
 
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, BaichuanAudioProcessor
@@ -63,7 +62,7 @@ class Subject:
         sequences = self.model.generate(
             **inputs.to(self.model.device),
             max_new_tokens=limit,
-            stopping_criteria=StoppingCriteriaList(criteria),
+            stopping_criteria=criteria,
             **GREEDY_TEXT,
         )
         return self.processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

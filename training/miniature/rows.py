@@ -105,7 +105,12 @@ def sum_rows() -> list[Row]:
 def _recordings(entry: Entry) -> list[Row]:
     """A clip, to be read from the manifest's folder; those of the few true voices five times."""
     row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
-    return [row] * (5 if entry["engine"] == "kokoro" else 1)
+    return _weighted(row, entry, 5)
+
+
+def _weighted(row: Row, entry: Entry, times: int) -> list[Row]:
+    """The row of a clip; `times` where one of the few true voices speaks."""
+    return [row] * (times if entry["engine"] == "kokoro" else 1)
 
 
 def _transcription(entry: Entry, codes: list) -> Row:
@@ -131,7 +136,7 @@ def speech_rows(entries: list[Entry], codes: dict[str, list], split: str) -> lis
     for entry in entries:
         if entry["split"] != split or entry["kind"] == "piece":
             continue
-        rows += [_transcription(entry, codes[entry["path"]])] * (3 if entry["engine"] == "kokoro" else 1)
+        rows += _weighted(_transcription(entry, codes[entry["path"]]), entry, 3)
         if entry["voice"] == OWN_VOICE:
             rows.append(_pieces(entry, codes) or _speech(entry, codes[entry["path"]]))
     return rows
@@ -189,19 +194,19 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
     folder = Path(folder)
     entries, target, rng = read_manifest(folder), folder / "rows", random.Random(seed)
     learnt = [entry for entry in entries if entry["split"] in ("train", "valid")]
-    texts = text_rows(entries, rng)
+    texts, sums = text_rows(entries, rng), sum_rows()
     if checkpoint is None:
         for split, name in (("train", "audio"), ("valid", "audio-valid")):
             clips = [entry for entry in learnt if entry["split"] == split]
             write_rows_file((row for entry in clips for row in _recordings(entry)), target / f"{name}.jsonl")
-        write_rows_file([*_asked(copies=12), *sum_rows(), *copy_rows(entries, COPIES, rng)], target / "text.jsonl")
-        write_rows_file(sum_rows() + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
+        write_rows_file([*_asked(copies=12), *sums, *copy_rows(entries, COPIES, rng)], target / "text.jsonl")
+        write_rows_file(sums + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
         return target
     codes = encode(learnt, folder, checkpoint)
     speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
-    write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sum_rows(), 1500), target / "speech.jsonl")
+    write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sums, 1500), target / "speech.jsonl")
     write_rows_file(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
-    write_rows_file(chat + _asked() + rng.sample(sum_rows(), 4000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    write_rows_file(chat + _asked() + rng.sample(sums, 4000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
     return target
 
 

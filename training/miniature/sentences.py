@@ -75,6 +75,14 @@ def _arithmetic() -> Iterator[Line]:
             yield Line(question, "arithmetic", answer, held_out)
 
 
+def _wide_pairs(purpose: str, share: float) -> Iterator[tuple[int, int]]:
+    """Pairs of 1 to 99: all up to 30, and a share of those with a number above."""
+    for a in range(1, 100):
+        for b in range(1, 100):
+            if max(a, b) <= 30 or _is_chosen(purpose, a, b, share):
+                yield a, b
+
+
 def wide_arithmetic(share: float = 0.4) -> list[Line]:
     """
     Sums and differences of numbers up to 99, for the text LLM: from the small table that is spoken it would learn the table by heart,
@@ -84,12 +92,11 @@ def wide_arithmetic(share: float = 0.4) -> list[Line]:
         share: of the pairs with a number above 30; of the others all.
     """
     lines = []
-    for a in range(1, 100):
-        for b in range(1, 100):
-            if _is_held_out("plus", a, b) or (max(a, b) > 30 and not _is_chosen("wide", a, b, share)):
-                continue
-            for said, result in ((f"{number(a)} plus {number(b)}", a + b), (f"{number(a + b)} minus {number(b)}", a)):
-                lines.append(Line(f"What is {said}?", "arithmetic", f"{_capital(said)} is {number(result)}."))
+    for a, b in _wide_pairs("wide", share):
+        if _is_held_out("plus", a, b):
+            continue
+        for said, result in ((f"{number(a)} plus {number(b)}", a + b), (f"{number(a + b)} minus {number(b)}", a)):
+            lines.append(Line(f"What is {said}?", "arithmetic", f"{_capital(said)} is {number(result)}."))
     return lines
 
 
@@ -112,8 +119,7 @@ def wide_comparisons(share: float = 0.4) -> list[Line]:
     Args:
         share: of the pairs with a number above 30; of the others all.
     """
-    pairs = [(a, b) for a in range(1, 100) for b in range(1, 100) if a != b]
-    lines = [_comparison(a, b) for a, b in pairs if max(a, b) <= 30 or _is_chosen("wide bigger", a, b, share)]
+    lines = [_comparison(a, b) for a, b in _wide_pairs("wide bigger", share) if a != b]
     return [line for line in lines if not line.held_out]
 
 
