@@ -21,8 +21,7 @@ from ...modeling_vocoder import BaichuanAudioVocoder
 
 
 _LARGEST_FILE = "24MB"
-# Answers of so small a domain are known, not invented: text and frames are the most likely ones, numbers may repeat their digits. Of 32
-# sentences Whisper base misheard 40 % of the words then, 48 % with frames drawn as the released models draw theirs.
+# Answers of so small a domain are known, not invented: text and frames are the most likely ones, numbers may repeat their digits.
 # A reply decides for itself when to speak: it has learnt to finish a sentence first.
 _GENERATION = {
     "top_k": 1,
