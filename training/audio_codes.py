@@ -1,5 +1,8 @@
 """Waveforms -> code frames with a frozen speech tokenizer, in batches of chunks of similar length."""
 
+import hashlib
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
@@ -61,3 +64,25 @@ class AudioCodeEncoder:
         segments = [list(row.audio_segments()) for row in rows]
         encoded = iter(self([part.waveform for row in segments for part in row if part.codes is None]))
         return [[next(encoded) if part.codes is None else part.codes for part in row] for row in segments]
+
+
+class RememberedCodes:
+    """
+    Codes of clips that come again every epoch: each is encoded once. An hour of speech takes 1.4 MB of memory.
+
+    Args:
+        encode: waveforms -> codes, `(num_codebooks, frames)` each, always the same for the same waveform.
+    """
+
+    def __init__(self, encode: Callable[[list[np.ndarray]], list[np.ndarray]]):
+        self.encode = encode
+        self._codes: dict[bytes, np.ndarray] = {}
+
+    def __call__(self, waveforms: list[np.ndarray]) -> torch.Tensor:
+        """Waveforms `(samples,)` -> `(batch, num_codebooks, longest)` int64, -1 past the end of a clip."""
+        keys = [hashlib.blake2b(np.ascontiguousarray(waveform), digest_size=16).digest() for waveform in waveforms]
+        new = {key: waveform for key, waveform in zip(keys, waveforms) if key not in self._codes}
+        for key, codes in zip(new, self.encode(list(new.values())) if new else ()):
+            self._codes[key] = codes.astype(np.int32)
+        rows = [torch.from_numpy(self._codes[key]).long().T for key in keys]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).transpose(1, 2)

@@ -1,6 +1,6 @@
 """What each training stage trains, by parameter name, and LoRA with named targets.
 
-Stages 1 and 2 and supervised fine-tuning are the paper's (section 3.2); the other three train the parts that make codes and sound.
+Stages 1 and 2 and supervised fine-tuning are the paper's (section 3.2); the other four train the parts that make codes and sound.
 """
 
 import re
@@ -30,6 +30,7 @@ STAGES = {
     "stage2": Stage((*_AUDIO, _LLM_BODY), keeps_text_embeddings=True),
     "sft": Stage((*_AUDIO, _LLM_BODY, r"^lm_head\.")),
     "tokenizer": Stage((r"^model\.audio_tokenizer\.",)),
+    "mel_decoder": Stage((r"^model\.audio_tokenizer\.mel_decoder\.",)),
     "flow_matching": Stage((r"^flow_matching\.",)),
     "vocoder": Stage((r"^vocoder\.",)),
 }

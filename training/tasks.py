@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
-from .audio_codes import AudioCodeEncoder
+from .audio_codes import AudioCodeEncoder, RememberedCodes
 from .collators import SpeechCollator
 from .flow_training import flow_targets
 from .layouts import LayoutBuilder, TokenIds
-from .mel_targets import tokenizer_mel_targets
+from .mel_decoder_training import MelDecoderForTraining
+from .mel_targets import target_lengths, tokenizer_mel_targets
 from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
@@ -236,8 +237,46 @@ class TokenizerTask(Task):
         return {**batch, "step": self.step, "num_items_in_batch": None if counts is None else counts[0]}
 
 
-class FlowMatchingTask(Task):
-    """Flow matching, everything before it frozen: the mel decoder's states of the codes -> the 24 kHz log-mel."""
+class _FixedCodesTask(Task):
+    """A part that learns from codes, everything before it frozen. Clips are encoded the first time they come."""
+
+    def __init__(self, model, processor, recipe):
+        super().__init__(model, processor, recipe)
+        encoder = AudioCodeEncoder(model.audio_tokenizer, processor.feature_extractor)
+        self._codes = RememberedCodes(lambda clips: encoder([self._at_tokenizer_rate(clip) for clip in clips]))
+
+    def _audio_codes(self, batch: dict[str, Any]) -> torch.Tensor:
+        # Here and not in `collate`, which may run where the model is not.
+        return self._codes([clip.cpu().numpy() for clip in batch["clips"]]).to(batch["clips"][0].device)
+
+
+class MelDecoderTask(_FixedCodesTask):
+    """The mel decoder alone: codes -> both mels."""
+
+    def __init__(self, model, processor, recipe):
+        super().__init__(model, processor, recipe)
+        self.module = MelDecoderForTraining(model.audio_tokenizer)
+
+    def collate(self, rows):
+        chunks, config = self._chunks(rows), self.model.config.audio_tokenizer_config
+        frames = torch.tensor([target_lengths(len(chunk), config)[0] for chunk in chunks])
+        return tokenizer_mel_targets(chunks, config) | {"clips": [torch.from_numpy(chunk) for chunk in chunks], "frames": frames}
+
+    def count_targets(self, batch):
+        return batch["frames"].sum()[None]
+
+    def model_inputs(self, batch, counts):
+        return {
+            "audio_codes": self._audio_codes(batch),
+            "codebooks": self.module.draw_codebooks(len(batch["clips"])).to(batch["frames"].device),
+            "coarse_labels": batch["coarse_labels"],
+            "mel_labels": batch["mel_labels"],
+            "num_items_in_batch": None if counts is None else counts[0],
+        }
+
+
+class FlowMatchingTask(_FixedCodesTask):
+    """Flow matching: the mel decoder's states of the codes -> the 24 kHz log-mel."""
 
     def __init__(self, model, processor, recipe):
         self.sampling_rate = model.config.flow_matching_config.sampling_rate
@@ -245,20 +284,17 @@ class FlowMatchingTask(Task):
         self.module = model.flow_matching
 
     def collate(self, rows):
-        chunks = self._chunks(rows)
-        frames = [self.extractor.num_frames(len(chunk)) for chunk in chunks]
-        labels, lengths = flow_targets(
-            [torch.from_numpy(chunk) for chunk in chunks], frames, self.model.config.flow_matching_config
-        )
-        return self._features([self._at_tokenizer_rate(chunk) for chunk in chunks]) | {"labels": labels, "lengths": lengths}
+        clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
+        frames = [self.extractor.num_frames(len(clip)) for clip in clips]
+        labels, lengths = flow_targets(clips, frames, self.model.config.flow_matching_config)
+        return {"clips": clips, "labels": labels, "lengths": lengths}
 
     def count_targets(self, batch):
         return batch["lengths"].sum()[None]
 
     @torch.no_grad()
     def model_inputs(self, batch, counts):
-        tokenizer = self.model.audio_tokenizer.eval()
-        decoded = tokenizer.decode(tokenizer.encode(batch["input_features"], batch["input_features_mask"]).audio_codes)
+        decoded = self.model.audio_tokenizer.eval().decode(self._audio_codes(batch))
         return {
             "hidden_states": decoded.hidden_states,
             "lengths": decoded.hidden_lengths,
@@ -324,7 +360,12 @@ class VocoderTask(Task):
         return outputs["loss"] if adversary is None else outputs["loss"] + adversary
 
 
-_PART_TASKS = {"tokenizer": TokenizerTask, "flow_matching": FlowMatchingTask, "vocoder": VocoderTask}
+_PART_TASKS = {
+    "tokenizer": TokenizerTask,
+    "mel_decoder": MelDecoderTask,
+    "flow_matching": FlowMatchingTask,
+    "vocoder": VocoderTask,
+}
 
 
 def make_task(model, processor, recipe: Recipe, module: nn.Module | None = None, sharded: bool = False) -> Task:

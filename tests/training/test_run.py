@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from modeling_baichuan_audio.cli import app
 
 
-STAGES = ["stage1", "stage2", "sft", "lora", "tokenizer", "flow_matching", "vocoder"]
+STAGES = ["stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching", "vocoder"]
 
 
 def run(recipe, train_file, tiny_folder, output, *changes, code=0):
@@ -64,7 +64,10 @@ def test_one_step_of_every_recipe(stage, train_file, tiny_folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "extra"),
-    [("stage1", []), ("lora", []), ("tokenizer", []), ("flow_matching", []), ("vocoder", ["loss.pitch=true"])],
+    [
+        *((stage, []) for stage in ("stage1", "lora", "tokenizer", "mel_decoder", "flow_matching")),
+        ("vocoder", ["loss.pitch=true"]),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(stage, extra, train_file, tiny_folder, tmp_path):
     changes = ["training.max_steps=4", "training.save_steps=2", "samples.every=0", *extra]

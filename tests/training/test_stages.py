@@ -34,6 +34,7 @@ def expected_names(model, stage: str) -> set[str]:
         "stage2": audio | body - {"model.language_model.embed_tokens.weight"},
         "sft": audio | body | {"lm_head.weight"},
         "tokenizer": {name for name in names if ".audio_tokenizer." in name},
+        "mel_decoder": {name for name in names if ".audio_tokenizer.mel_decoder." in name},
         "flow_matching": {name for name in names if name.startswith("flow_matching.")},
         "vocoder": {name for name in names if name.startswith("vocoder.")},
     }[stage]

@@ -1,0 +1,89 @@
+"""The mel decoder on codes that stay: its losses are the tokenizer's own, and clips are encoded once."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_baichuan_audio.training.audio_codes import AudioCodeEncoder, RememberedCodes
+from modeling_baichuan_audio.training.mel_decoder_training import MelDecoderForTraining
+from modeling_baichuan_audio.training.mel_targets import tokenizer_mel_targets
+
+
+RATE = 16000
+
+
+@pytest.fixture
+def waveforms() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [(0.1 * rng.standard_normal(int(RATE * seconds))).astype(np.float32) for seconds in (0.9, 0.4, 0.7)]
+
+
+@pytest.fixture
+def codes_of(tiny, processor):
+    return AudioCodeEncoder(tiny.audio_tokenizer, processor.feature_extractor)
+
+
+def losses(module, codes, waveforms, codebooks, **options):
+    labels = tokenizer_mel_targets(waveforms, module.config)
+    return module(codes, torch.tensor(codebooks), labels["coarse_labels"], labels["mel_labels"], **options)
+
+
+def test_with_all_codebooks_the_loss_is_the_tokenizers(tiny, processor, codes_of, waveforms):
+    tokenizer = tiny.audio_tokenizer.eval()
+    module, features = MelDecoderForTraining(tokenizer), processor.feature_extractor(waveforms, return_tensors="pt")
+    whole = tokenizer(
+        features["input_features"],
+        features["input_features_mask"],
+        **tokenizer_mel_targets(waveforms, tokenizer.config),
+    )
+    ours = losses(module, RememberedCodes(codes_of)(waveforms), waveforms, [8, 8, 8])
+    for name in ("coarse_loss", "resampled_loss", "refined_loss"):
+        torch.testing.assert_close(ours[name], whole[name], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours["loss"], whole.reconstruction_loss, atol=1e-6, rtol=1e-5)
+    accumulated = losses(module, RememberedCodes(codes_of)(waveforms), waveforms, [8, 8, 8], num_items_in_batch=1000)
+    frames = int(whole.audio_codes_mask.sum())
+    torch.testing.assert_close(accumulated["loss"], whole.reconstruction_loss * frames / 1000, atol=1e-6, rtol=1e-5)
+
+
+def test_a_clip_may_be_decoded_from_its_first_codebooks(tiny, codes_of, waveforms):
+    tokenizer = tiny.audio_tokenizer.eval()
+    codes = RememberedCodes(codes_of)(waveforms[:1])
+    labels = tokenizer_mel_targets(waveforms[:1], tokenizer.config)
+    ours = losses(MelDecoderForTraining(tokenizer), codes, waveforms[:1], [3])
+    difference = tokenizer.decode(codes, num_codebooks=3).refined_mel - labels["mel_labels"]
+    expected = difference.abs().mean() + difference.square().mean()
+    torch.testing.assert_close(ours["refined_loss"], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_only_the_mel_decoder_is_in_the_checkpoint_and_learns(tiny, codes_of, waveforms):
+    module = MelDecoderForTraining(tiny.audio_tokenizer)
+    assert all(name.startswith("mel_decoder.") for name in module.state_dict())
+    losses(module, RememberedCodes(codes_of)(waveforms), waveforms, [8, 1, 4])["loss"].backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+    learnt = {name for name, parameter in tiny.named_parameters() if parameter.grad is not None}
+    assert learnt and all(name.startswith("model.audio_tokenizer.mel_decoder.") for name in learnt)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25, 1.0])
+def test_share_of_clips_with_fewer_codebooks(tiny, dropout):
+    tiny.audio_tokenizer.config.codebook_dropout = dropout
+    torch.manual_seed(0)
+    drawn = MelDecoderForTraining(tiny.audio_tokenizer).draw_codebooks(4000)
+    assert drawn.min() >= 1 and drawn.max() == 8
+    # One draw of eight keeps all codebooks.
+    assert float((drawn < 8).float().mean()) == pytest.approx(dropout * 7 / 8, abs=0.02)
+
+
+def test_clips_are_encoded_once(codes_of, waveforms):
+    encoded = []
+
+    def counted(clips):
+        encoded.extend(clips)
+        return codes_of(clips)
+
+    remembered = RememberedCodes(counted)
+    first, twice = remembered(waveforms[:2]), remembered([waveforms[2], waveforms[0], waveforms[0].copy()])
+    assert len(encoded) == 3
+    for row, codes in zip([*first, *twice], codes_of([waveforms[i] for i in (0, 1, 2, 0, 0)])):
+        assert row.dtype == torch.int64 and np.array_equal(row[:, : codes.shape[1]].numpy(), codes)
+        assert (row[:, codes.shape[1] :] == -1).all()
