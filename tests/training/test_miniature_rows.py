@@ -26,12 +26,12 @@ from modeling_baichuan_audio.training.rows import parse_row
 def corpus(tmp_path_factory):
     """Some clips of every kind and split, as noise of half a second; the others are still missing."""
     folder, rng, seen = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), {}
-    clips = make_plan(Plan(test=4, valid=2, own=30, varied=4, voices=3))
+    clips = make_plan(Plan(test=4, valid=2, own=30, varied=4, voices=3, prompts=6, prompt_voices=0))
     asked = {clip.answer for clip in clips if clip.kind == "question"}
     for clip in clips:
         key = (clip.split, clip.kind)
         seen[key] = seen.get(key, 0) + 1
-        if clip.kind in ("sentence", "piece") or clip.kind == "question" or clip.text in asked:
+        if clip.kind in ("sentence", "prompt", "piece") or clip.kind == "question" or clip.text in asked:
             path = folder / clip.path
             path.parent.mkdir(exist_ok=True)
             soundfile.write(path, rng.normal(size=12_000).astype(np.float32) * 0.1, 24_000)
@@ -116,6 +116,18 @@ def test_spoken_rows_parse_and_end_in_speech(corpus, tiny_folder):
     assert spoken and all([part["type"] for part in row["messages"][-1]["content"]] == ["text", "audio"] for row in spoken)
     heard = [row for row in chat if row["task"] == "chat" and not isinstance(row["messages"][-2]["content"], str)]
     assert heard and all(len(row["messages"][-2]["content"][0]["audio_codes"]) == 8 for row in heard)
+
+
+def test_true_voices_are_heard_at_three_speeds(corpus, tiny_folder):
+    rows = [row for row in lines(write_rows(corpus, str(tiny_folder)) / "speech.jsonl") if row["task"] == "asr"]
+    entries = [entry for entry in read_manifest(corpus) if entry["split"] == "train" and entry["kind"] != "piece"]
+    true = {entry["text"] for entry in entries if entry["engine"] == "kokoro" and entry["kind"] == "sentence"}
+    assert true
+    for text in true:  # 0.5 s, and 0.56 and 0.45 s: 6 frames, or one more or less
+        heard = [row["segments"][0]["audio_codes"] for row in rows if row["segments"][1]["text"] == text]
+        assert len(heard) == 3 and sorted(len(codes[0]) for codes in heard) == [5, 6, 7]
+    own = {entry["text"] for entry in entries if entry["voice"] == "heart" and entry["kind"] == "sentence"}
+    assert all(sum(row["segments"][1]["text"] == text for row in rows) == 1 for text in own)
 
 
 def test_rows_are_reproducible(corpus):

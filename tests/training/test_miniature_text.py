@@ -6,8 +6,11 @@ import pytest
 
 from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
 from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan
+from modeling_baichuan_audio.training.miniature.prompts import WORDS as COMMON_WORDS
+from modeling_baichuan_audio.training.miniature.prompts import prompts
 from modeling_baichuan_audio.training.miniature.sentences import (
     GRAMMARS,
+    longer_sums,
     number,
     questions,
     sentences,
@@ -16,7 +19,8 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 )
 
 
-SMALL = Plan(test=12, valid=6, own=60, varied=20, voices=15)
+COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5}
+SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
 
@@ -51,7 +55,7 @@ def operands(text: str):
 
 def test_sums_are_right():
     sums = [line for line in [*questions(), *wide_arithmetic()] if line.category == "arithmetic"]
-    assert len(sums) > 2500
+    assert len(sums) > 30_000
     for line in sums:
         one, operation, two = operands(line.text)
         result = {"plus": one + two, "minus": one - two, "times": one * two}[operation]
@@ -78,11 +82,25 @@ def test_held_out_operands_are_nowhere_in_training():
     assert len({line.text for line in lines if line.held_out}) == 2 * len({line.answer for line in lines if line.held_out})
 
 
+def test_longer_sums_are_right_and_take_no_step_that_is_held_out():
+    held_out = {frozenset(operands(line.text)[::2]) for line in questions() if line.held_out and " plus " in line.text}
+    lines = longer_sums(2000)
+    assert lines == longer_sums(3000)[:2000] != longer_sums(2000, seed=1)
+    for line in lines:
+        words = re.fullmatch(r"What is (.+) plus (.+) (plus|minus) (.+)\?", line.text).groups()
+        one, two, three = (WORDS[word] for word in (words[0], words[1], words[3]))
+        result = one + two + (three if words[2] == "plus" else -three)
+        assert line.answer.lower().endswith(f" is {number(result)}.")
+        pairs = [(one, two), (one + two, three), (two, three)] if words[2] == "plus" else [(one, two), (three, result)]
+        assert not held_out & {frozenset(pair) for pair in pairs}
+    assert len({line.text for line in lines}) > 1500
+
+
 def test_comparisons_are_right():
     """Of held-out pairs neither order is in training."""
     lines, pairs = [line for line in questions() if line.category == "comparison"], {True: set(), False: set()}
     wide = wide_comparisons()
-    assert len(lines) > 50 and len(wide) > 3000
+    assert len(lines) > 50 and len(wide) > 8000
     for line in lines + wide:
         one, two = re.match(r"Which is bigger, (.+) or (.+)\?", line.text).groups()
         assert line.answer.lower() == f"{number(max(WORDS[one], WORDS[two]))} is bigger."
@@ -106,6 +124,20 @@ def test_sentences_are_distinct_seeded_and_grow():
         sentences(20_001)
 
 
+def test_prompts_are_distinct_seeded_and_bring_new_words():
+    many = prompts(3000, seed=1)
+    assert len({line.text for line in many}) == 3000 and {line.category for line in many} == {"prompt"}
+    assert prompts(500, seed=1) == many[:500] != prompts(500, seed=2)
+    assert all(re.fullmatch(r"[A-Z][A-Za-z',. ?]+[.?]", line.text) for line in many)
+
+    def words(lines):
+        return {word for line in lines for word in re.findall(r"[a-z']+", line.text.lower())}
+
+    known = words(sentences(5000))
+    assert len(words(many) | known) > 2 * len(known)
+    assert len(set(COMMON_WORDS)) == len(COMMON_WORDS)
+
+
 def test_plan_holds_out_voices_sentences_and_operands():
     clips = make_plan(SMALL)
     train = [clip for clip in clips if clip.split == "train"]
@@ -118,6 +150,9 @@ def test_plan_holds_out_voices_sentences_and_operands():
         assert not heard & {clip.text for clip in members if clip.kind == "sentence" or split == "test_operands"}
     assert not set(TEST_VOICES) & {clip.voice for clip in train}
     assert not set(TEST_VOICES) & set(TRAIN_VOICES)
+    said = [clip for clip in clips if clip.kind == "prompt"]
+    assert {clip.split for clip in said} == {"train"} and len({clip.text for clip in said}) == len(said) == 17
+    assert [sum(clip.voice == OWN_VOICE for clip in said), sum(clip.engine == "kokoro" for clip in said)] == [4, 5]
     spoken_answers = {clip.text for clip in train if clip.kind == "answer"}
     assert all(clip.answer in spoken_answers for clip in train if clip.kind == "question")
     assert len({clip.id for clip in clips}) == len(clips)
@@ -125,8 +160,8 @@ def test_plan_holds_out_voices_sentences_and_operands():
 
 def test_plan_is_a_function_of_counts_and_seed():
     assert make_plan(SMALL) == make_plan(SMALL)
-    assert make_plan(SMALL) != make_plan(Plan(test=12, valid=6, own=60, varied=20, voices=15, seed=1))
-    larger = {clip.id for clip in make_plan(Plan(test=12, valid=6, own=60, varied=20, voices=30))}
+    assert make_plan(SMALL) != make_plan(Plan(**COUNTS, seed=1))
+    larger = {clip.id for clip in make_plan(Plan(**COUNTS | {"voices": 30}))}
     assert {clip.id for clip in make_plan(SMALL)} <= larger
     for bad, message in ((Plan(voices=20_000), "20000 sentences"), (Plan(test=-1), "cannot be negative")):
         with pytest.raises(ValueError, match=message):

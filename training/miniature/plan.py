@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...processors.processing_baichuan_audio import split_speech_text
+from .prompts import prompts
 from .sentences import MOST_SENTENCES, Line, questions, sentences
 
 
@@ -28,7 +29,8 @@ class Clip:
     Args:
         id: what it is, its number, and a digest of what is spoken how: a file of another plan is never taken for it.
         text, answer, category: of the [`Line`].
-        kind: "sentence", "question", "answer" or "piece" (of a training sentence in the model's own voice, spoken piece by piece).
+        kind: "sentence", "prompt" (of a telephone system), "question", "answer" or "piece" (of a training sentence or prompt in the
+            model's own voice, spoken piece by piece).
         engine, voice, speed, pitch, seed: how it is spoken.
         split: "train", "valid", "test_sentence" (known voices, new texts), "test_voice" (new voices; sentences are new too) or
             "test_operands" (new voices and operand pairs).
@@ -67,6 +69,8 @@ class Plan:
         test: clips of each held-out set.
         own: training sentences in the model's own voice. varied: sentences, and as many questions, by that voice at other pitches.
         voices: training sentences, and as many questions, by Kokoro's training voices.
+        prompts: prompts of telephone systems, every third in the model's own voice, the others at other pitches.
+        prompt_voices: more prompts, by Kokoro's training voices.
     """
 
     test: int = 120
@@ -74,6 +78,8 @@ class Plan:
     own: int = 5000
     varied: int = 3000
     voices: int = 2400
+    prompts: int = 6000
+    prompt_voices: int = 400
     seed: int = 0
 
 
@@ -113,7 +119,7 @@ def make_plan(plan: Plan) -> list[Clip]:
     Raises:
         ValueError: counts that are negative or too large.
     """
-    if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices) < 0:
+    if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices, plan.prompts, plan.prompt_voices) < 0:
         raise ValueError(f"The counts of a plan cannot be negative, got {plan}.")
     speakers = _Speakers(plan.seed)
     asked = questions()
@@ -153,17 +159,21 @@ def make_plan(plan: Plan) -> list[Clip]:
     own_sentences = [next(lines) for _ in range(plan.own)]
     varied_sentences = [next(lines) for _ in range(plan.varied)]
     voices_sentences = list(lines)
+    said = prompts(plan.prompts + plan.prompt_voices, plan.seed)
     result = clips(answers.values(), "answer", "train", "own")
     result += clips(own_sentences, "sentence", "train", "own")
     result += clips(mixed(plan.own // 4, "own"), "question", "train", "own")
-    result += [piece for clip in result if clip.kind == "sentence" for piece in _pieces(clip)]
+    result += clips(said[: plan.prompts : 3], "prompt", "train", "own")
+    result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")
     result += clips(varied_sentences, "sentence", "train", "varied")
     result += clips(mixed(plan.varied, "varied"), "question", "train", "varied")
+    result += clips([line for number, line in enumerate(said[: plan.prompts]) if number % 3], "prompt", "train", "varied")
     result += clips(new_voices, "sentence", "test_voice", "test")
     result += clips(some(small, plan.test // 2, "test small"), "question", "test_voice", "test")
     result += clips(some(held_out, plan.test // 2, "test held out"), "question", "test_operands", "test")
+    result += clips(said[plan.prompts :], "prompt", "train", "train")
     spoken_questions = clips(mixed(plan.voices, "train"), "question", "train", "train")
     pairs = zip(clips(voices_sentences, "sentence", "train", "train"), spoken_questions)
     result += [clip for pair in pairs for clip in pair]

@@ -31,11 +31,13 @@ from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, split_
 from ..audio_codes import AudioCodeEncoder
 from .corpus import read_manifest
 from .plan import OWN_VOICE
-from .sentences import questions, wide_arithmetic, wide_comparisons
+from .sentences import longer_sums, questions, wide_arithmetic, wide_comparisons
 
 
 FILLER = "_"  # no text of the domain has it
 COPIES = 40_000
+LONGER_SUMS = 12_000
+SPEEDS = (0.9, 1.1)
 Entry = dict[str, Any]
 Row = dict[str, Any]
 
@@ -99,18 +101,19 @@ def copy_rows(entries: list[Entry], count: int, rng: random.Random) -> Iterator[
 
 def sum_rows() -> list[Row]:
     """More sums and comparisons than are ever spoken."""
-    return [_chat(line.text, line.answer) for line in [*wide_arithmetic(), *wide_comparisons()]]
+    return [_chat(line.text, line.answer) for line in [*wide_arithmetic(), *wide_comparisons(), *longer_sums(LONGER_SUMS)]]
 
 
 def _recordings(entry: Entry) -> list[Row]:
     """A clip, to be read from the manifest's folder; those of the few true voices five times."""
     row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
-    return _weighted(row, entry, 5)
+    return [row] * (5 if entry["engine"] == "kokoro" else 1)
 
 
-def _weighted(row: Row, entry: Entry, times: int) -> list[Row]:
-    """The row of a clip; `times` where one of the few true voices speaks."""
-    return [row] * (times if entry["engine"] == "kokoro" else 1)
+def _heard(entry: Entry) -> list[str]:
+    """Names of a clip's codes: one, and of the few true voices those at other speeds too."""
+    others = SPEEDS if entry["engine"] == "kokoro" and entry["split"] == "train" else ()
+    return [entry["path"], *(f"{entry['path']}@{speed}" for speed in others)]
 
 
 def _transcription(entry: Entry, codes: list) -> Row:
@@ -131,12 +134,12 @@ def _pieces(entry: Entry, codes: dict[str, list]) -> Row | None:
 
 
 def speech_rows(entries: list[Entry], codes: dict[str, list], split: str) -> list[Row]:
-    """Transcription of everything, the few true voices three times as often; speech in the model's own voice."""
+    """Transcription of everything, the few true voices at three speeds; speech in the model's own voice."""
     rows: list[Row] = []
     for entry in entries:
         if entry["split"] != split or entry["kind"] == "piece":
             continue
-        rows += _weighted(_transcription(entry, codes[entry["path"]]), entry, 3)
+        rows += [_transcription(entry, codes[name]) for name in _heard(entry)]
         if entry["voice"] == OWN_VOICE:
             rows.append(_pieces(entry, codes) or _speech(entry, codes[entry["path"]]))
     return rows
@@ -149,10 +152,10 @@ def chat_rows(entries: list[Entry], codes: dict[str, list]) -> list[Row]:
     for entry in entries:
         if entry["split"] != "train" or entry["kind"] != "question":
             continue
-        heard = {"type": "audio", "audio_codes": codes[entry["path"]]}
-        rows.append(_chat(heard, entry["answer"]))
-        if entry["answer"] in spoken:
-            rows.append(_chat(heard, _spoken(entry["answer"], spoken), speech=True))
+        for heard in ({"type": "audio", "audio_codes": codes[name]} for name in _heard(entry)):
+            rows.append(_chat(heard, entry["answer"]))
+            if entry["answer"] in spoken:
+                rows.append(_chat(heard, _spoken(entry["answer"], spoken), speech=True))
     for line in questions():
         if not line.held_out and line.answer in spoken:
             rows.append(_chat(line.text, _spoken(line.answer, spoken), speech=True))
@@ -164,15 +167,25 @@ def _spoken(answer: str, spoken: dict[str, list]) -> list[dict[str, Any]]:
 
 
 def encode(entries: list[Entry], folder: Path, checkpoint: str) -> dict[str, list]:
-    """Path -> codes, `num_codebooks` lists each. Clips of similar length are encoded together."""
+    """
+    Name (`_heard`) -> codes, `num_codebooks` lists each. Clips of similar length are encoded together.
+
+    Speed is changed by resampling, which moves the pitch as well: Ko et al., Audio Augmentation for Speech Recognition, 2015.
+    """
     model, processor = AutoModelForCausalLM.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-    encoder = AudioCodeEncoder(model.eval().audio_tokenizer, processor.feature_extractor, batch_size=16)
+    extractor = processor.feature_extractor
+    encoder = AudioCodeEncoder(model.eval().audio_tokenizer, extractor, batch_size=16)
+
+    def waveform(name: str):
+        path, _, speed = name.partition("@")
+        samples = extractor.read_audio(str(folder / path))
+        return extractor.at_rate(samples, round(extractor.sampling_rate / float(speed))) if speed else samples
+
     codes: dict[str, list] = {}
-    ordered = sorted(entries, key=lambda entry: entry["duration"])
+    ordered = [name for entry in sorted(entries, key=lambda entry: entry["duration"]) for name in _heard(entry)]
     for start in tqdm(range(0, len(ordered), 64), desc="codes", unit="batch"):
         batch = ordered[start : start + 64]
-        waveforms = [processor.feature_extractor.read_audio(str(folder / entry["path"])) for entry in batch]
-        codes |= {entry["path"]: array.tolist() for entry, array in zip(batch, encoder(waveforms))}
+        codes |= {name: array.tolist() for name, array in zip(batch, encoder([waveform(name) for name in batch]))}
     return codes
 
 
@@ -206,7 +219,7 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
     speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
     write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sums, 1500), target / "speech.jsonl")
     write_rows_file(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
-    write_rows_file(chat + _asked() + rng.sample(sums, 4000) + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    write_rows_file(chat + _asked() + sums + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
     return target
 
 

@@ -46,15 +46,11 @@ def number(value: int) -> str:
     return f"{number(value // size)} {name}" + (f" {number(value % size)}" if value % size else "")
 
 
-def _is_chosen(operation: str, one: int, two: int, share: float) -> bool:
-    """A fixed share of the unordered operand pairs."""
+def _is_held_out(operation: str, one: int, two: int) -> bool:
+    """A fixed 12 % of the unordered operand pairs."""
     low, high = sorted((one, two))
     digest = hashlib.sha256(f"{operation} {low} {high}".encode()).digest()
-    return digest[0] / 256 < share
-
-
-def _is_held_out(operation: str, one: int, two: int) -> bool:
-    return _is_chosen(operation, one, two, share=0.12)
+    return digest[0] / 256 < 0.12
 
 
 def _capital(text: str) -> str:
@@ -75,28 +71,43 @@ def _arithmetic() -> Iterator[Line]:
             yield Line(question, "arithmetic", answer, held_out)
 
 
-def _wide_pairs(purpose: str, share: float) -> Iterator[tuple[int, int]]:
-    """Pairs of 1 to 99: all up to 30, and a share of those with a number above."""
-    for a in range(1, 100):
-        for b in range(1, 100):
-            if max(a, b) <= 30 or _is_chosen(purpose, a, b, share):
-                yield a, b
+WIDE = 100  # written sums have numbers below it
+SPOKEN = 20  # most numbers of spoken sums are at most this
 
 
-def wide_arithmetic(share: float = 0.4) -> list[Line]:
+def _sum_lines(said: str, result: int) -> list[Line]:
+    answer = f"{_capital(said)} is {number(result)}."
+    return [Line(f"{asked} {said}?", "arithmetic", answer) for asked in ("What is", "How much is")]
+
+
+def wide_arithmetic() -> list[Line]:
     """
-    Sums and differences of numbers up to 99, for the text LLM: from the small table that is spoken it would learn the table by heart,
-    not how to add.
-
-    Args:
-        share: of the pairs with a number above 30; of the others all.
+    Sums and differences of all numbers below 100, and products of those up to 20, but for the pairs that are held out: from the small
+    table that is spoken, the LLM would learn the table by heart, not how to add. Small numbers, whose names follow no rule, four times.
     """
     lines = []
-    for a, b in _wide_pairs("wide", share):
-        if _is_held_out("plus", a, b):
-            continue
-        for said, result in ((f"{number(a)} plus {number(b)}", a + b), (f"{number(a + b)} minus {number(b)}", a)):
-            lines.append(Line(f"What is {said}?", "arithmetic", f"{_capital(said)} is {number(result)}."))
+    for a in range(WIDE):
+        for b in range(WIDE):
+            times = 4 if max(a, b) <= SPOKEN else 1
+            if not _is_held_out("plus", a, b):
+                lines += _sum_lines(f"{number(a)} plus {number(b)}", a + b) * times
+                lines += _sum_lines(f"{number(a + b)} minus {number(b)}", a) * times
+            if 0 < min(a, b) and max(a, b) <= SPOKEN and (a > b or not _is_held_out("times", a, b)):
+                lines += _sum_lines(f"{number(a)} times {number(b)}", a * b) * times
+    return lines
+
+
+def longer_sums(count: int, seed: int = 0) -> list[Line]:
+    """Three numbers to be added, or two and one to be taken away: no step of them, nor its reverse, is of a pair that is held out."""
+    rng, lines = random.Random(f"{seed} longer sums"), []
+    while len(lines) < count:
+        a, b, c = (rng.randint(1, rng.choice((10, 20, 40))) for _ in range(3))
+        if rng.random() < 0.5:
+            pairs, said, result = ((a, b), (b, c), (a + b, c)), f"plus {number(c)}", a + b + c
+        else:
+            pairs, said, result = ((a, b), (c, a + b - c)), f"minus {number(c)}", a + b - c
+        if result >= 0 and not any(_is_held_out("plus", *pair) for pair in pairs):
+            lines.append(_sum_lines(f"{number(a)} plus {number(b)} {said}", result)[0])
     return lines
 
 
@@ -112,14 +123,9 @@ def _comparisons() -> Iterator[Line]:
                 yield _comparison(a, b)
 
 
-def wide_comparisons(share: float = 0.4) -> list[Line]:
-    """
-    Which of two numbers up to 99 is bigger, for the text LLM: from the few pairs that are spoken it would learn the pairs by heart.
-
-    Args:
-        share: of the pairs with a number above 30; of the others all.
-    """
-    lines = [_comparison(a, b) for a, b in _wide_pairs("wide bigger", share) if a != b]
+def wide_comparisons() -> list[Line]:
+    """Which of two numbers below 100 is bigger, held-out pairs left out: from the few that are spoken, pairs would be learnt by heart."""
+    lines = [_comparison(a, b) for a in range(1, WIDE) for b in range(1, WIDE) if a != b]
     return [line for line in lines if not line.held_out]
 
 
