@@ -93,7 +93,7 @@ def _sentences(subject: Subject, clips: list[TestClip]) -> list[dict[str, Any]]:
         codes = model.get_audio_codes(features["input_features"], features["input_features_mask"])
         model.decode_audio(codes, seed=0)
         resynthesised = time.perf_counter()
-        subject.write(processor.apply_transcription_request(str(clip.path)))
+        subject.write(processor.apply_transcription_request(str(clip.path)), transcript=True)
         written = time.perf_counter()
         for kind, seconds in (("resynthesis", resynthesised - started), ("transcription", written - resynthesised)):
             items.append({"kind": kind, "seconds": seconds, "audio_seconds": clip.duration})

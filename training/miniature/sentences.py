@@ -92,7 +92,7 @@ def wide_arithmetic() -> list[Line]:
             if not _is_held_out("plus", a, b):
                 lines += _sum_lines(f"{number(a)} plus {number(b)}", a + b) * times
                 lines += _sum_lines(f"{number(a + b)} minus {number(b)}", a) * times
-            if 0 < min(a, b) and max(a, b) <= SPOKEN and (a > b or not _is_held_out("times", a, b)):
+            if min(a, b) > 0 and max(a, b) <= SPOKEN and (a > b or not _is_held_out("times", a, b)):
                 lines += _sum_lines(f"{number(a)} times {number(b)}", a * b) * times
     return lines
 
@@ -124,7 +124,7 @@ def _comparisons() -> Iterator[Line]:
 
 
 def wide_comparisons() -> list[Line]:
-    """Which of two numbers below 100 is bigger, held-out pairs left out: from the few that are spoken, pairs would be learnt by heart."""
+    """Which of two numbers below 100 is bigger, but for held-out pairs: the few that are spoken would be learnt by heart."""
     lines = [_comparison(a, b) for a in range(1, WIDE) for b in range(1, WIDE) if a != b]
     return [line for line in lines if not line.held_out]
 
