@@ -153,6 +153,10 @@ def test_plan_holds_out_voices_sentences_and_operands():
     said = [clip for clip in clips if clip.kind == "prompt"]
     assert {clip.split for clip in said} == {"train"} and len({clip.text for clip in said}) == len(said) == 17
     assert [sum(clip.voice == OWN_VOICE for clip in said), sum(clip.engine == "kokoro" for clip in said)] == [4, 5]
+    # A prompt may be a sentence of the other grammar, too.
+    everything = make_plan(Plan())
+    tested = {clip.text for clip in everything if clip.split != "train" and clip.kind == "sentence"}
+    assert len(tested) == 300 and not tested & {clip.text for clip in everything if clip.split == "train"}
     spoken_answers = {clip.text for clip in train if clip.kind == "answer"}
     assert all(clip.answer in spoken_answers for clip in train if clip.kind == "question")
     assert len({clip.id for clip in clips}) == len(clips)

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import subprocess
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,12 @@ def speak(clips: list[Clip], folder: Path, assets: Path, workers: int) -> None:
     listing.unlink()
 
 
-def human_prompts(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+def human_prompts(folder: Path, count: int, seed: int, taught: Container[str]) -> list[dict[str, Any]]:
     """
     Manifest entries of recorded prompts, decoded with ffmpeg to 16 kHz WAV: a test set only.
 
-    Prompts of three words or more, without sound effects; none, with a warning, where the Debian packages are not installed.
+    At most `count` prompts of three words or more, without sound effects, and none that is among the texts taught; no prompts, with a
+    warning, where the Debian packages are not installed.
     """
     if not (_PROMPTS.is_dir() and _TRANSCRIPTS.is_file()):
         print("No human test set: install Debian's asterisk-core-sounds-en-g722, asterisk-core-sounds-en and ffmpeg.")
@@ -74,6 +76,8 @@ def human_prompts(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     ]
     entries = []
     for name, text in random.Random(f"{seed} human").sample(usable, min(count, len(usable))):
+        if text in taught:
+            continue
         path = folder / "human" / f"{name.replace('/', '-')}.wav"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +157,8 @@ def make_corpus(folder: str | Path, plan: Plan, workers: int = 2, assets: str | 
     folder.mkdir(parents=True, exist_ok=True)
     assets = fetch_assets(assets or folder / "assets")
     speak(clips, folder, assets, workers)
-    return write_manifest([clip.entry() for clip in clips] + human_prompts(folder, plan.test + 30, plan.seed), folder)
+    taught = {clip.text for clip in clips if clip.split == "train"}
+    return write_manifest([clip.entry() for clip in clips] + human_prompts(folder, plan.test + 30, plan.seed, taught), folder)
 
 
 def main() -> None:

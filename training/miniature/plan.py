@@ -159,7 +159,9 @@ def make_plan(plan: Plan) -> list[Clip]:
     own_sentences = [next(lines) for _ in range(plan.own)]
     varied_sentences = [next(lines) for _ in range(plan.varied)]
     voices_sentences = list(lines)
-    said = prompts(plan.prompts + plan.prompt_voices, plan.seed)
+    tested = {line.text for line in (*new_texts, *new_voices, *valid)}
+    said, others = prompts(plan.prompts + plan.prompt_voices, plan.seed), iter(prompts(len(tested), plan.seed + 1))
+    said = [line if line.text not in tested else next(others) for line in said]
     result = clips(answers.values(), "answer", "train", "own")
     result += clips(own_sentences, "sentence", "train", "own")
     result += clips(mixed(plan.own // 4, "own"), "question", "train", "own")
