@@ -1,4 +1,4 @@
-"""What telephone systems say, and lists of common words: a grammar of its own, with three times the words that the others have.
+"""What telephone systems say, and lists of common words: a grammar of its own, with more words than the others have.
 
 The recorded prompts of a person are a test set. This was written without them, from what such systems say in general; none of them is
 among its first 10,000 sentences.
