@@ -40,11 +40,11 @@ def draw(picture: Path, question: tuple[np.ndarray, int], answer: tuple[np.ndarr
     from matplotlib import pyplot
 
     lengths = [len(wave) / rate for wave, rate in (question, answer)]
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 2.6), sharey=True, width_ratios=lengths)
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 2.8), sharey=True, width_ratios=lengths)
     for panel, (wave, rate), title, length in zip(panels, (question, answer), titles, lengths):
         mel = vocoder_log_mel(torch.from_numpy(wave)[None], rate, rate // 50, n_fft=4 * (rate // 50))[0]
         panel.imshow(mel.T, origin="lower", aspect="auto", cmap="magma", extent=(0, length, 0, mel.shape[1]))
-        panel.set(title=title, xlabel="seconds")
+        panel.set(title=title.replace(": ", ":\n", 1), xlabel="seconds")
     panels[0].set_ylabel("mel band")
     figure.tight_layout()
     part = picture.with_name(f".{picture.name}.part")
