@@ -13,7 +13,7 @@ With the checkpoint whose tokenizer is trained, every clip is encoded once and t
 | file | rows | for |
 |---|---|---|
 | `speech.jsonl`, `speech-valid.jsonl` | transcription and speech, with a share of the written rows | stages 1 and 2 |
-| `chat.jsonl` | questions, spoken or written, with answers, written or spoken, and a share of transcription and speech | fine-tuning |
+| `chat.jsonl` | questions, spoken or written, with answers, written or spoken, all sums, some transcription and speech | fine-tuning |
 """
 
 import argparse
