@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.audio_utils import mel_filter_bank
 
 from ..configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAudioTokenizerConfig
+from ..modeling_common import pad_codes
 from ..training.flow_training import flow_target
 from ..training.mel_targets import tokenizer_mel_targets
 from .clips import TestClip
@@ -102,8 +103,7 @@ class Codec:
 
     def _decode(self, batch: list[TestClip], codebooks: int | None) -> tuple[Any, list[int]]:
         codes = self.encode(batch)
-        padded = pad_sequence([row.T for row in codes], batch_first=True, padding_value=-1).transpose(1, 2)
-        return self.model.audio_tokenizer.decode(padded, codebooks), [row.shape[1] for row in codes]
+        return self.model.audio_tokenizer.decode(pad_codes(codes), codebooks), [row.shape[1] for row in codes]
 
     def _sound(self, task: str, batch: list[TestClip], mels: torch.Tensor, lengths: torch.Tensor) -> None:
         sound = self.vocoder(mels, lengths, seed=self.subject.seeds(batch))

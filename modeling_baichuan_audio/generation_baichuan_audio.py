@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .generation_reply import ReplyRow, ReplyRules, ReplySampler, ReplyStepper
 from .generation_sampling import SamplingSettings, penalised
-from .modeling_common import draw_seeds
+from .modeling_common import draw_seeds, pad_codes
 from .streaming_baichuan_audio import CROSS_FADE_SECONDS, AudioStreamer, ReplyStream, SpeechWorker
 
 
@@ -378,8 +378,7 @@ class BaichuanAudioGenerationMixin(GenerationMixin):
         joined = [
             torch.cat([empty] + [part["audio_codes"] for part in row.segments if part["type"] == "audio"], dim=1) for row in rows
         ]
-        columns = [codes.transpose(0, 1) for codes in joined]
-        return torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1).transpose(1, 2)
+        return pad_codes(joined)
 
     def _reply_waveforms(self, rows: list[ReplyRow], seeds: list[int]) -> list[torch.Tensor]:
         clips, clip_seeds, counts = [], [], []

@@ -293,6 +293,12 @@ def frame_lengths(audio_codes: torch.Tensor) -> torch.Tensor:
     return lengths
 
 
+def pad_codes(clips: list[torch.Tensor]) -> torch.Tensor:
+    """(num_codebooks, frames) int64 codes of each clip -> (batch, num_codebooks, longest), -1 past the end of a clip."""
+    columns = [clip.transpose(0, 1) for clip in clips]
+    return nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1).transpose(1, 2)
+
+
 def draw_seeds(seed: int | list[int] | None, count: int) -> list[int]:
     """One seed per item. An int serves every item; None draws from torch's global generator, so `torch.manual_seed` reproduces.
 

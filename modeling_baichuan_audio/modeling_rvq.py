@@ -168,9 +168,15 @@ class ResidualVectorQuantizer(nn.Module):
             codes.append(indices)
         return torch.stack(codes, dim=1)
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """(batch, n, frames) int64, n <= num_codebooks -> (batch, frames, width) float32: the sum of the first n entries."""
-        return sum(codebook.lookup(indices) for codebook, indices in zip(self.codebooks, codes.unbind(1)))
+    def decode(self, codes: torch.Tensor, used: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        (batch, n, frames) int64, n <= num_codebooks -> (batch, frames, width) float32: the sum of the first n entries, or of each
+        clip's first `used` (`(batch,)`, int64) ones.
+        """
+        entries = (codebook.lookup(indices) for codebook, indices in zip(self.codebooks, codes.unbind(1)))
+        if used is None:
+            return sum(entries)
+        return sum(part * (used > level)[:, None, None] for level, part in enumerate(entries))
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from torch import nn
 
 from .configuration_baichuan_audio import BaichuanAudioConfig
 from .modeling_audio_tokenizer import BaichuanAudioTokenizerModel
-from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths
+from .modeling_common import BaichuanAudioPreTrainedModel, check_codes, draw_seeds, frame_lengths, pad_codes
 from .modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from .modeling_vocoder import BaichuanAudioVocoder
 from .pipeline_flow_matching_vocoder import CUSTOM_PIPELINES
@@ -72,8 +72,7 @@ class BaichuanAudioDecodingMixin:
         seeds = draw_seeds(seed, len(audio_codes))
         waveforms = []
         for start in range(0, len(audio_codes), batch_size):
-            clips = [clip.to(self.device).transpose(0, 1) for clip in audio_codes[start : start + batch_size]]
-            batch = nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=-1).transpose(1, 2)
+            batch = pad_codes([clip.to(self.device) for clip in audio_codes[start : start + batch_size]])
             decoded = self.audio_tokenizer.decode(batch, num_codebooks)
             flow = self.flow_matching(
                 decoded.hidden_states,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from ..modeling_common import pad_codes
 from .rows import Row
 
 
@@ -84,5 +85,4 @@ class RememberedCodes:
         new = {key: waveform for key, waveform in zip(keys, waveforms) if key not in self._codes}
         for key, codes in zip(new, self.encode(list(new.values())) if new else ()):
             self._codes[key] = codes.astype(np.int32)
-        rows = [torch.from_numpy(self._codes[key]).long().T for key in keys]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).transpose(1, 2)
+        return pad_codes([torch.from_numpy(self._codes[key]).long() for key in keys])

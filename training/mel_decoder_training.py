@@ -51,10 +51,7 @@ class MelDecoderForTraining(nn.Module):
             ValueError: mel labels of the wrong shape.
         """
         frames = frame_lengths(audio_codes)
-        levels = zip(self._quantizer[0].codebooks, audio_codes.clamp(min=0).unbind(1))
-        vectors = sum(
-            codebook.lookup(codes) * (codebooks > level)[:, None, None] for level, (codebook, codes) in enumerate(levels)
-        )
+        vectors = self._quantizer[0].decode(audio_codes.clamp(min=0), codebooks)
         losses = tokenizer_losses(
             self.mel_decoder(vectors, frames),
             coarse_labels,

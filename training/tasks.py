@@ -16,7 +16,7 @@ from .collators import SpeechCollator
 from .flow_training import flow_targets
 from .layouts import LayoutBuilder, TokenIds
 from .mel_decoder_training import MelDecoderForTraining
-from .mel_targets import target_lengths, tokenizer_mel_targets
+from .mel_targets import tokenizer_mel_targets
 from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
@@ -83,6 +83,7 @@ class Task:
         )
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
+        """A batch; what comes first in it has as many rows as the batch, for that is where the trainer's evaluation counts them."""
         raise NotImplementedError
 
     def count_targets(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -246,8 +247,8 @@ class _FixedCodesTask(Task):
         self._codes = RememberedCodes(lambda clips: encoder([self._at_tokenizer_rate(clip) for clip in clips]))
 
     def _audio_codes(self, batch: dict[str, Any]) -> torch.Tensor:
-        # Here and not in `collate`, which may run where the model is not.
-        return self._codes([clip.cpu().numpy() for clip in batch["clips"]]).to(batch["clips"][0].device)
+        # Here and not in `collate`, which may run where the model is not. Clips are arrays, which the trainer leaves on the CPU.
+        return self._codes(batch["clips"]).to(self.model.device)
 
 
 class MelDecoderTask(_FixedCodesTask):
@@ -259,8 +260,8 @@ class MelDecoderTask(_FixedCodesTask):
 
     def collate(self, rows):
         chunks, config = self._chunks(rows), self.model.config.audio_tokenizer_config
-        frames = torch.tensor([target_lengths(len(chunk), config)[0] for chunk in chunks])
-        return tokenizer_mel_targets(chunks, config) | {"clips": [torch.from_numpy(chunk) for chunk in chunks], "frames": frames}
+        frames = torch.tensor([self.extractor.num_frames(len(chunk)) for chunk in chunks])
+        return tokenizer_mel_targets(chunks, config) | {"frames": frames, "clips": chunks}
 
     def count_targets(self, batch):
         return batch["frames"].sum()[None]
@@ -284,10 +285,11 @@ class FlowMatchingTask(_FixedCodesTask):
         self.module = model.flow_matching
 
     def collate(self, rows):
-        clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
-        frames = [self.extractor.num_frames(len(clip)) for clip in clips]
-        labels, lengths = flow_targets(clips, frames, self.model.config.flow_matching_config)
-        return {"clips": clips, "labels": labels, "lengths": lengths}
+        chunks = self._chunks(rows)
+        frames = [self.extractor.num_frames(len(chunk)) for chunk in chunks]
+        waveforms = [torch.from_numpy(chunk) for chunk in chunks]
+        labels, lengths = flow_targets(waveforms, frames, self.model.config.flow_matching_config)
+        return {"labels": labels, "lengths": lengths, "clips": chunks}
 
     def count_targets(self, batch):
         return batch["lengths"].sum()[None]
@@ -326,7 +328,7 @@ class VocoderTask(Task):
     def collate(self, rows):
         clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
         longest, hop = self.options.get("segment_frames", 50), self.model.config.vocoder_config.hop_length
-        batch = {"clips": clips, "lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips])}
+        batch = {"lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips]), "clips": clips}
         if self.pitch is None or self.speed is not None:  # at another speed the pitch is another one
             return batch
         return batch | {"pitch": [self.pitch(clip) for clip in clips]}

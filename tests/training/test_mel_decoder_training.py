@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from transformers.trainer_pt_utils import find_batch_size
 
 from modeling_baichuan_audio.training.audio_codes import AudioCodeEncoder, RememberedCodes
 from modeling_baichuan_audio.training.mel_decoder_training import MelDecoderForTraining
 from modeling_baichuan_audio.training.mel_targets import tokenizer_mel_targets
+from modeling_baichuan_audio.training.recipe import read_recipe
+from modeling_baichuan_audio.training.rows import Row, Segment, Turn
+from modeling_baichuan_audio.training.tasks import make_task
 
 
 RATE = 16000
@@ -87,3 +91,14 @@ def test_clips_are_encoded_once(codes_of, waveforms):
     for row, codes in zip([*first, *twice], codes_of([waveforms[i] for i in (0, 1, 2, 0, 0)])):
         assert row.dtype == torch.int64 and np.array_equal(row[:, : codes.shape[1]].numpy(), codes)
         assert (row[:, codes.shape[1] :] == -1).all()
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "mel_decoder", "flow_matching", "vocoder"])
+def test_the_trainer_counts_a_batchs_rows(stage, tiny, processor, waveforms):
+    """Its evaluation weighs a batch's loss by the length of what comes first in it."""
+    task = make_task(tiny, processor, read_recipe(f"tiny/{stage}", ["data.train=train.jsonl"]))
+    rate = task.sampling_rate or RATE
+    speech = [np.resize(waveform, len(waveform) * rate // RATE) for waveform in waveforms]
+    assert find_batch_size(task.collate([Row("asr", [Turn(None, [Segment(waveform=wave)])]) for wave in speech])) == len(
+        waveforms
+    )
