@@ -52,7 +52,7 @@ setup(
         f"{NAME}.miniature": ["*.json", "*.jinja", "*.safetensors"],
     },
     install_requires=[
-        "transformers>=5.20,<6",
+        "transformers>=5.20,<5.24",  # 5.24 renames `past_key_values` in what models are given and return
         "torch>=2.6",
         "tokenizers>=0.22",
         "safetensors>=0.5",

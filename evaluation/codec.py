@@ -1,16 +1,14 @@
 """Resynthesis: recording -> codes -> mel -> recording, by every way there is, with the mels' errors."""
 
-import math
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers.audio_utils import mel_filter_bank
 
-from ..configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAudioTokenizerConfig
 from ..modeling_common import pad_codes
 from ..training.flow_training import flow_target
 from ..training.mel_targets import tokenizer_mel_targets
+from ..training.own_mels import as_vocoder_mel
 from .clips import TestClip
 from .scores import mel_error
 from .subject import Subject
@@ -22,40 +20,6 @@ MEL_DECODER, VOCODER = "mel-decoder", "vocoder"
 def flow_task(codebooks: int) -> str:
     """Name of the outputs that flow matching makes of the first `codebooks` codebooks."""
     return f"flow-matching-{codebooks}"
-
-
-def as_vocoder_mel(
-    mel: torch.Tensor, frames: int, source: BaichuanAudioTokenizerConfig, target: BaichuanAudioFlowMatchingConfig
-) -> torch.Tensor:
-    """
-    The mel decoder's mel as the vocoder reads one, without a weight in between.
-
-    Both have 80 slaney bands from 0 to 8 kHz. What differs is undone in closed form: Whisper's compression and base of the logarithm,
-    power and magnitude, area of the filters, gain of the windows (halfway between a tone's and that of noise), and the time of the
-    frames (linear interpolation). What is left differs from the vocoder's own mel of the same speech by about 1.4 dB.
-
-    Args:
-        mel (`(mel_frames, num_mel_bins)`): log10 power at 62.5 Hz, scaled as the input features are.
-        frames: at 50 Hz.
-
-    Returns:
-        `(frames, num_mel_bins)` float32, natural log of magnitudes.
-    """
-    windows = [torch.hann_window(size) for size in (4 * target.hop_length, source.refine_n_fft)]
-    tone = math.log(windows[0].sum() / windows[1].sum())
-    noise = math.log(windows[0].square().sum() / windows[1].square().sum()) / 2
-    areas = []
-    for n_fft, rate in ((4 * target.hop_length, target.sampling_rate), (source.refine_n_fft, source.refine_sampling_rate)):
-        limits = {"min_frequency": 0.0, "max_frequency": source.refine_sampling_rate / 2, "sampling_rate": rate}
-        filters = mel_filter_bank(n_fft // 2 + 1, target.num_mel_bins, **limits, norm="slaney", mel_scale="slaney")
-        areas.append(torch.from_numpy(filters.sum(0)).float().log())
-    magnitude = 0.5 * math.log(10) * (4 * mel.float() - 4) - 0.5 * areas[1] + areas[0] + (tone + noise) / 2
-    seconds = (torch.arange(frames) + 0.5) * target.hop_length / target.sampling_rate
-    places = (seconds * source.refine_sampling_rate / source.refine_hop_length).clamp(max=len(mel) - 1)
-    before = places.long()
-    share = (places - before)[:, None]
-    after = (before + 1).clamp(max=len(mel) - 1)
-    return (magnitude[before] * (1 - share) + magnitude[after] * share).clamp(min=math.log(1e-5))
 
 
 class Codec:

@@ -29,12 +29,15 @@ def vocoder_log_mel(
     n_fft: int = 1920,
     num_mel_bins: int = 80,
     max_frequency: float = 8000.0,
+    reflect: bool = True,
 ) -> torch.Tensor:
     """
     Natural-log mel of magnitudes, frames centred by reflection.
 
     Args:
         waveform (`(batch, samples)`, float32): at `sampling_rate`, longer than half a window.
+        reflect (`bool`): False for a part of a longer clip, given with the `(n_fft - hop_length) // 2` samples on both sides of it that
+            reflection stands in for: frames are those of the whole clip, and there are as many fewer.
 
     Returns:
         `(batch, samples // hop_length, num_mel_bins)` float32.
@@ -43,9 +46,12 @@ def vocoder_log_mel(
         ValueError: not a batch of waveforms, or too short for a frame.
     """
     padding = (n_fft - hop_length) // 2
-    if waveform.dim() != 2 or waveform.shape[1] <= padding:
-        raise ValueError(f"`waveform` must be (batch, samples) with more than {padding} samples, got {tuple(waveform.shape)}.")
-    padded = torch.nn.functional.pad(waveform.float()[:, None], (padding, padding), mode="reflect")[:, 0]
+    shortest = padding + 1 if reflect else n_fft
+    if waveform.dim() != 2 or waveform.shape[1] < shortest:
+        raise ValueError(f"`waveform` must be (batch, samples) with at least {shortest} samples, got {tuple(waveform.shape)}.")
+    padded = waveform.float()
+    if reflect:
+        padded = torch.nn.functional.pad(padded[:, None], (padding, padding), mode="reflect")[:, 0]
     window = torch.hann_window(n_fft, device=waveform.device)
     spectrum = torch.stft(padded, n_fft, hop_length, window=window, center=False, return_complex=True)
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()

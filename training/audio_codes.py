@@ -36,7 +36,7 @@ class AudioCodeEncoder:
             ValueError: a waveform shorter than one code frame, or a CUDA model inside a data-loader worker.
         """
         device = self.tokenizer_model.device
-        if device.type == "cuda" and get_worker_info() is not None:
+        if waveforms and device.type == "cuda" and get_worker_info() is not None:
             raise ValueError(
                 "Audio is tokenised on the GPU by the main process: use 0 data-loader workers, or tokenise the data beforehand."
             )

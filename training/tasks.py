@@ -12,16 +12,18 @@ from transformers import AutoModelForCausalLM
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 from ..processors import BaichuanAudioFeatureExtractor, BaichuanAudioProcessor
 from .audio_codes import AudioCodeEncoder, RememberedCodes
+from .augmentation import at_another_speed, through_a_room
 from .collators import SpeechCollator
-from .flow_training import flow_targets
+from .flow_training import MEL_FRAMES_PER_CODE, flow_targets
 from .layouts import LayoutBuilder, TokenIds
 from .mel_decoder_training import MelDecoderForTraining
 from .mel_targets import tokenizer_mel_targets
+from .own_mels import OwnMels
 from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
 from .tokenizer_training import CTCTextLoss, FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
-from .vocoder_training import VocoderTrainingModule, at_other_speed, vocoder_segment
+from .vocoder_training import VocoderTrainingModule, at_other_speed, vocoder_segments
 
 
 class Task:
@@ -57,6 +59,18 @@ class Task:
         self.builder = LayoutBuilder(
             processor.tokenizer, TokenIds.from_tokenizer(processor.tokenizer), model.config.audio_tokenizer_config.codebook_sizes
         )
+
+    def _number(self, name: str, least: float, most: float) -> float | None:
+        """A loss option that is a number above `least` and at most `most`, or was not given."""
+        value = self.options.get(name)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and least < value <= most):
+            return value
+        raise ValueError(f"`loss.{name}` must be a number above {least} and at most {most}, got {value!r}.")
+
+    def _remembered_codes(self) -> RememberedCodes:
+        """Codes of clips at the task's rate, which are encoded the first time they come."""
+        encoder = AudioCodeEncoder(self.model.audio_tokenizer, self.processor.feature_extractor)
+        return RememberedCodes(lambda clips: encoder([self._at_tokenizer_rate(clip) for clip in clips]))
 
     def to(self, device: torch.device) -> None:
         """Moves the model, frozen parts included, to where the trained one will be."""
@@ -186,9 +200,12 @@ class LanguageTask(Task):
 
 
 class TokenizerTask(Task):
-    """Encoder, quantiser and mel decoder: reconstruction, commitment and, with `text_llm` or `text_ctc`, a text loss."""
+    """
+    Encoder, quantiser and mel decoder: reconstruction, commitment and, with `text_llm` or `text_ctc`, a text loss. `speed` makes other
+    voices of the clips; a share `rooms` of them is heard through another room and microphone, while targets stay the clean clips'.
+    """
 
-    loss_options = ("ramp_steps", "start_share", "end_share", "commitment_weight", "text_llm", "text_ctc")
+    loss_options = ("ramp_steps", "start_share", "end_share", "commitment_weight", "text_llm", "text_ctc", "speed", "rooms")
 
     def __init__(self, model, processor, recipe):
         super().__init__(model, processor, recipe)
@@ -204,11 +221,21 @@ class TokenizerTask(Task):
         schedule = ReplacementSchedule(
             **{"ramp_steps": 1000} | {name: options[name] for name in self.loss_options[:4] if name in options}
         )
+        self.speed, self.rooms = self._number("speed", 1, 2), self._number("rooms", 0, 1)
         self.module = TokenizerForTraining(model.audio_tokenizer, schedule, text_loss)
 
     def collate(self, rows):
-        chunks = self._chunks(rows)
-        batch = self._features(chunks) | tokenizer_mel_targets(chunks, self.model.config.audio_tokenizer_config)
+        chunks, rate = self._chunks(rows), self.extractor.sampling_rate
+        if self.speed is not None:
+            changed = [at_another_speed(chunk, rate, self.speed) for chunk in chunks]
+            sizes = range(self.extractor.n_fft, self.extractor.max_audio_seconds * rate + 1)
+            usable = [len(new) in sizes and self.extractor.num_frames(len(new)) > 0 for new in changed]
+            chunks = [new if fits else old for old, new, fits in zip(chunks, changed, usable)]
+        heard = chunks
+        if self.rooms is not None:
+            draws = torch.rand(len(chunks)).tolist()
+            heard = [through_a_room(chunk, rate) if draw < self.rooms else chunk for chunk, draw in zip(chunks, draws)]
+        batch = self._features(heard) | tokenizer_mel_targets(chunks, self.model.config.audio_tokenizer_config)
         if self.module.text_loss is not None:
             batch["text_labels"] = self._text_labels(rows)
         return batch
@@ -243,8 +270,7 @@ class _FixedCodesTask(Task):
 
     def __init__(self, model, processor, recipe):
         super().__init__(model, processor, recipe)
-        encoder = AudioCodeEncoder(model.audio_tokenizer, processor.feature_extractor)
-        self._codes = RememberedCodes(lambda clips: encoder([self._at_tokenizer_rate(clip) for clip in clips]))
+        self._codes = self._remembered_codes()
 
     def _audio_codes(self, batch: dict[str, Any]) -> torch.Tensor:
         # Here and not in `collate`, which may run where the model is not. Clips are arrays, which the trainer leaves on the CPU.
@@ -306,9 +332,12 @@ class FlowMatchingTask(_FixedCodesTask):
 
 
 class VocoderTask(Task):
-    """The vocoder on segments of real speech; `adversarial` adds discriminators, `pitch` F0 targets, `speed` voices."""
+    """
+    The vocoder on segments of real speech; `adversarial` adds discriminators, `pitch` F0 targets, `speed` voices, `own_mels` the
+    mistakes of the mels that it will be given.
+    """
 
-    loss_options = ("segment_frames", "speed", "pitch", "adversarial", "period_width", "spectrogram_width")
+    loss_options = ("segment_frames", "speed", "own_mels", "pitch", "adversarial", "period_width", "spectrogram_width")
 
     def __init__(self, model, processor, recipe):
         if model.vocoder is None:
@@ -319,40 +348,53 @@ class VocoderTask(Task):
         if not isinstance(pitch, bool):
             raise ValueError(f"`loss.pitch` must be true or false, got {pitch!r}.")
         self.pitch = PitchTracks(config.sampling_rate, config.hop_length) if pitch else None
-        self.speed = self.options.get("speed")
-        if self.speed is not None and not (isinstance(self.speed, int | float) and 1 < self.speed <= 2):
-            raise ValueError(f"`loss.speed` must be a number above 1 and at most 2, got {self.speed!r}.")
-        options = {name: self.options[name] for name in self.loss_options[3:] if name in self.options}
+        self.speed = self._number("speed", 1, 2)
+        self.own_share, self.own_mels = self._number("own_mels", 0, 1), None
+        if self.own_share is not None:
+            if self.speed is not None:
+                raise ValueError("`loss.own_mels` are of clips as they are: it cannot be joined with `loss.speed`.")
+            self.own_mels = OwnMels(model, self._remembered_codes())
+        options = {name: self.options[name] for name in self.loss_options[4:] if name in self.options}
         self.module = VocoderTrainingModule(model.vocoder, **options)
 
     def collate(self, rows):
-        clips = [torch.from_numpy(chunk) for chunk in self._chunks(rows)]
-        longest, hop = self.options.get("segment_frames", 50), self.model.config.vocoder_config.hop_length
-        batch = {"lengths": torch.tensor([min(longest, len(clip) // hop) for clip in clips]), "clips": clips}
+        clips, hop = self._chunks(rows), self.model.config.vocoder_config.hop_length
+        frames = [len(clip) // hop for clip in clips]
+        if self.own_mels is not None:
+            frames = [MEL_FRAMES_PER_CODE * self.extractor.num_frames(len(clip)) - 1 for clip in clips]
+        longest = self.options.get("segment_frames", 50)
+        batch = {"lengths": torch.tensor([min(longest, count) for count in frames]), "clips": clips}
         if self.pitch is None or self.speed is not None:  # at another speed the pitch is another one
             return batch
-        return batch | {"pitch": [self.pitch(clip) for clip in clips]}
+        return batch | {"pitch": [self.pitch(torch.from_numpy(clip)).numpy() for clip in clips]}
 
     def count_targets(self, batch):
         return batch["lengths"].sum()[None]
 
+    def _draw_mels(self, clips: list[np.ndarray]) -> list[torch.Tensor | None]:
+        """The model's own mels of a random share of the clips, half of them by each of its ways; None stands for the recording's."""
+        draws = torch.rand(len(clips)).tolist()
+        ways = {i: OwnMels.WAYS[draw < self.own_share / 2] for i, draw in enumerate(draws) if draw < self.own_share}
+        made = dict(zip(ways, self.own_mels([clips[i] for i in ways], list(ways.values())))) if ways else {}
+        return [made.get(i) for i in range(len(clips))]
+
     def model_inputs(self, batch, counts):
         # Drawn here and not in `collate`, which runs ahead of the steps: a resumed run must draw the same segments.
-        config, device = self.model.config.vocoder_config, batch["lengths"].device
-        clips, lengths = [clip.cpu() for clip in batch["clips"]], batch["lengths"].tolist()
+        config, device, lengths = self.model.config.vocoder_config, batch["lengths"].device, batch["lengths"].tolist()
+        mels = None if self.own_mels is None else self._draw_mels(batch["clips"])
+        clips = [torch.from_numpy(clip) for clip in batch["clips"]]
         if self.speed is not None:
             clips = [at_other_speed(clip, frames, self.speed, config) for clip, frames in zip(clips, lengths)]
-        pairs = list(zip(clips, lengths))
-        mels, waveforms, starts = zip(*(vocoder_segment(clip, frames, config) for clip, frames in pairs))
+        mel, labels, starts = vocoder_segments(clips, lengths, config, mels, device)
         inputs = {
-            "mel": nn.utils.rnn.pad_sequence(mels, batch_first=True).to(device),
-            "labels": nn.utils.rnn.pad_sequence(waveforms, batch_first=True).to(device),
+            "mel": mel,
+            "labels": labels,
             "lengths": batch["lengths"],
             "num_items_in_batch": None if counts is None else counts[0],
         }
         if self.pitch is not None:
-            pitch = batch["pitch"] if self.speed is None else [self.pitch.of_new(clip) for clip in clips]
-            tracks = [track[start : start + len(mel)] for track, start, mel in zip(pitch, starts, mels)]
+            pitch = [self.pitch.of_new(clip) for clip in clips] if self.speed else [torch.from_numpy(p) for p in batch["pitch"]]
+            tracks = [track[start : start + frames] for track, start, frames in zip(pitch, starts, lengths)]
             inputs["f0_labels"] = nn.utils.rnn.pad_sequence(tracks, batch_first=True).to(device)
         return inputs
 

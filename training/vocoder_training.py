@@ -1,7 +1,7 @@
 """Training of the vocoder: random segments, and spectral losses with or without discriminators (HiFi-GAN, arXiv 2010.05646)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -173,36 +173,53 @@ def at_other_speed(
     return nn.functional.pad(changed, (0, max(0, needed - len(changed))))
 
 
-def vocoder_segment(
-    waveform: torch.Tensor,
-    frames: int,
+def vocoder_segments(
+    waveforms: Sequence[torch.Tensor],
+    frames: Sequence[int],
     config: BaichuanAudioVocoderConfig | None = None,
+    mels: Sequence[torch.Tensor | None] | None = None,
+    device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """
-    A random segment to train on: mel frames cut from the whole clip's log-mel, so that its edges see real sound, and their samples.
+    A random segment of every clip to train on: frames of the whole clip's log-mel, so that edges see real sound, and their samples.
 
     Args:
-        waveform (`(samples,)`, float): at the config's sampling rate.
-        frames: longest segment, in mel frames of 50 Hz; a shorter clip is taken whole.
+        waveforms (`(samples,)`, float, each): at the config's sampling rate, on the CPU.
+        frames: longest segment of each, in mel frames of 50 Hz; a shorter clip is taken whole.
         config (*optional*): the released vocoder's by default.
-        generator (`torch.Generator`, *optional*): draws the start; torch's global one by default.
+        mels (`(n, num_mel_bins)` or None, each; *optional*): stands for the clip's own log-mel, whose first n frames it has.
+        device (*optional*): where mels are computed and segments go; the CPU by default.
+        generator (`torch.Generator`, *optional*): draws the starts; torch's global one by default.
 
     Returns:
-        mel (`(n, num_mel_bins)`) and waveform (`(n * hop_length,)`), float32, n = min(frames, frames of the clip), and the clip's
-        frame that they begin with.
+        mel (`(batch, longest, num_mel_bins)`) and waveform (`(batch, longest * hop_length)`), float32, zero past a segment's end, and
+        the frame of its clip that each begins with.
 
     Raises:
         ValueError: not a waveform, or no frames asked for.
     """
     config = config or BaichuanAudioVocoderConfig()
-    if waveform.dim() != 1 or not waveform.is_floating_point() or frames < 1:
-        raise ValueError(
-            f"Need a float waveform of shape (samples,) and at least one frame, got {waveform.dtype} of shape {tuple(waveform.shape)} "
-            f"and {frames} frames."
-        )
-    hop = config.hop_length
-    mel = vocoder_log_mel(waveform[None], config.sampling_rate, hop, n_fft=4 * hop, num_mel_bins=config.num_mel_bins)[0]
-    count = min(frames, len(mel))
-    start = int(torch.randint(len(mel) - count + 1, (), generator=generator))
-    return mel[start : start + count], waveform[start * hop : (start + count) * hop].float(), start
+    hop, n_fft = config.hop_length, 4 * config.hop_length
+    margin, starts, counts, pieces = (n_fft - hop) // 2, [], [], []
+    given = mels if mels is not None else [None] * len(waveforms)
+    for waveform, longest, mel in zip(waveforms, frames, given):
+        if waveform.dim() != 1 or not waveform.is_floating_point() or len(waveform) <= margin or longest < 1:
+            raise ValueError(
+                f"Need float waveforms of shape (samples,), more than {margin} of them, and at least one frame, "
+                f"got {waveform.dtype} of shape {tuple(waveform.shape)} and {longest} frames."
+            )
+        available = len(waveform) // hop if mel is None else len(mel)
+        counts.append(min(longest, available))
+        starts.append(int(torch.randint(available - counts[-1] + 1, (), generator=generator)))
+        around = nn.functional.pad(waveform.float()[None], (margin, margin), mode="reflect")[0]
+        pieces.append(around[starts[-1] * hop : (starts[-1] + counts[-1]) * hop + 2 * margin])
+    wide = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
+    mel = vocoder_log_mel(wide, config.sampling_rate, hop, n_fft, config.num_mel_bins, reflect=False)
+    valid = torch.arange(mel.shape[1])[None] < torch.tensor(counts)[:, None]
+    mel = mel * valid[..., None].to(mel.device)
+    for row, (own, start, count) in enumerate(zip(given, starts, counts)):
+        if own is not None:
+            mel[row, :count] = own[start : start + count].to(mel)
+    samples = wide[:, margin : wide.shape[1] - margin]
+    return mel, samples * valid.repeat_interleave(hop, 1).to(samples.device), starts

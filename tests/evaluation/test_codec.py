@@ -7,9 +7,10 @@ import soundfile
 import torch
 
 from modeling_baichuan_audio.evaluation.clips import TestClip
-from modeling_baichuan_audio.evaluation.codec import MEL_DECODER, VOCODER, Codec, as_vocoder_mel, flow_task
+from modeling_baichuan_audio.evaluation.codec import MEL_DECODER, VOCODER, Codec, flow_task
 from modeling_baichuan_audio.evaluation.noise import noise_twins
 from modeling_baichuan_audio.evaluation.subject import clip_seed
+from modeling_baichuan_audio.training.own_mels import as_vocoder_mel
 
 
 SPEECH = Path(__file__).parents[2] / "examples" / "question.wav"

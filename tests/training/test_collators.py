@@ -11,7 +11,7 @@ from modeling_baichuan_audio.conversion import tiny_config, tiny_processor
 from modeling_baichuan_audio.training.audio_codes import AudioCodeEncoder
 from modeling_baichuan_audio.training.collators import SpeechCollator, pack
 from modeling_baichuan_audio.training.layouts import LayoutBuilder, TokenIds
-from modeling_baichuan_audio.training.rows import AudioReader, Row, Turn, parse_row
+from modeling_baichuan_audio.training.rows import AudioReader, Row, Segment, Turn, parse_row
 
 
 SIZES = [64, 32, 16, 16, 16, 16, 16, 16]
@@ -230,9 +230,13 @@ def test_the_encoder_refuses_what_it_cannot_do(shared_tiny_model, monkeypatch):
     with pytest.raises(ValueError, match="batch_size"):
         AudioCodeEncoder(shared_tiny_model.audio_tokenizer, PROCESSOR.feature_extractor, 0)
 
-    class OnCuda:
+    class OnCuda(torch.nn.Module):
         device = torch.device("cuda")
 
     monkeypatch.setattr("modeling_baichuan_audio.training.audio_codes.get_worker_info", lambda: object())
     with pytest.raises(ValueError, match="0 data-loader workers"):
         AudioCodeEncoder(OnCuda(), PROCESSOR.feature_extractor)([np.zeros(16000, dtype=np.float32)])
+    # Rows that are tokenised already have nothing to encode.
+    codes = np.zeros((8, 3), dtype=np.int64)
+    rows = [Row("audio", [Turn(None, [Segment(codes=codes)])])]
+    assert AudioCodeEncoder(OnCuda(), PROCESSOR.feature_extractor).encode_rows(rows) == [[codes]]

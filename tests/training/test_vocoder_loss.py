@@ -10,7 +10,7 @@ from modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioVocod
 from modeling_baichuan_audio.conversion import tiny_config
 from modeling_baichuan_audio.mel_spectrogram import vocoder_log_mel
 from modeling_baichuan_audio.modeling_vocoder import _exp_limited, _limited
-from modeling_baichuan_audio.training.vocoder_training import at_other_speed, vocoder_segment
+from modeling_baichuan_audio.training.vocoder_training import at_other_speed, vocoder_segments
 from modeling_baichuan_audio.vocoder_loss import MEL_SCALES, multi_scale_mel_loss
 
 
@@ -207,20 +207,32 @@ def test_negative_weights_are_refused(name):
 
 
 def test_segments():
-    wave = voices(12)[0]
+    wave, other = voices(12)[0], voices(6)[0]
     mel = vocoder_log_mel(wave[None])[0]
     starts = set()
     for seed in range(40):
-        piece, samples, start = vocoder_segment(wave, 9, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(piece, mel[start : start + 9])
-        assert torch.equal(samples, wave[start * HOP : (start + 9) * HOP])
+        pieces, samples, (start, _) = vocoder_segments([wave, other], [9, 9], generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(pieces[0], mel[start : start + 9], atol=1e-4, rtol=0)
+        assert torch.equal(samples[0], wave[start * HOP : (start + 9) * HOP])
+        torch.testing.assert_close(pieces[1, :6], vocoder_log_mel(other[None])[0], atol=1e-4, rtol=0)
+        assert torch.equal(samples[1, : 6 * HOP], other) and not pieces[1, 6:].any() and not samples[1, 6 * HOP :].any()
         starts.add(start)
     assert starts == {0, 1, 2, 3}
-    piece, samples, start = vocoder_segment(wave[:-100], 50)
-    assert len(piece) == 11 and len(samples) == 11 * HOP and start == 0
-    for bad in [(wave[None], 5), (wave, 0), (wave.short(), 5)]:
-        with pytest.raises(ValueError, match="float waveform"):
-            vocoder_segment(*bad)
+    piece, samples, starts = vocoder_segments([wave[:-100]], [50])
+    assert piece.shape == (1, 11, 80) and samples.shape == (1, 11 * HOP) and starts == [0]
+    for bad in [([wave[None]], [5]), ([wave], [0]), ([wave.short()], [5]), ([wave[:500]], [1])]:
+        with pytest.raises(ValueError, match="float waveforms"):
+            vocoder_segments(*bad)
+
+
+def test_a_given_mel_stands_for_the_clips_own():
+    wave, own = voices(12)[0], torch.randn(10, 80)
+    for seed in range(10):
+        options = {"mels": [own, None], "generator": torch.Generator().manual_seed(seed)}
+        pieces, samples, (start, second) = vocoder_segments([wave, wave], [9, 9], **options)
+        assert start < 2 and torch.equal(pieces[0], own[start : start + 9])
+        assert torch.equal(samples[0], wave[start * HOP : (start + 9) * HOP])
+        torch.testing.assert_close(pieces[1], vocoder_log_mel(wave[None])[0, second : second + 9], atol=1e-4, rtol=0)
 
 
 # Weight norm
