@@ -138,7 +138,8 @@ class ReplyStepper:
         self.cache = model_kwargs["past_key_values"]
         self.mask = model_kwargs.get("attention_mask")
         self.watch = Stopwatch(model.device)
-        self.step = language_step if compile_config is None else compiled(language_step, compile_config)
+        self.is_compiled = compile_config is not None
+        self.step = compiled(language_step, compile_config) if self.is_compiled else language_step
 
     def prefill(self) -> torch.Tensor:
         """(batch, hidden_size): the final hidden state after the prompt."""
@@ -162,7 +163,8 @@ class ReplyStepper:
         with self.watch:
             hidden = self.step(base, tokens.to(base.device), codes, self.mask, self.positions, self.cache)
         self.positions = self.positions + 1
-        return hidden
+        # Another CUDA graph, that of a frame, writes into the memory of this one's result before it is read for the last time.
+        return hidden.clone() if self.is_compiled else hidden
 
 
 class ReplySampler:

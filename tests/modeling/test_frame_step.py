@@ -66,6 +66,25 @@ def test_graphs_give_the_same_reply_and_survive_other_settings(speak, graphs):
     assert made < counter.frame_count <= made + 2  # more candidates: another graph of the head, and one for any number of them
 
 
+def test_results_that_the_next_graph_overwrites_are_not_read_again(speak, graphs, monkeypatch):
+    """On a GPU the graphs share memory: whatever one of them returned is lost once another one runs."""
+    returned: list[torch.Tensor] = []
+
+    def as_a_graph(function, _):
+        def run(*inputs):
+            for result in returned:
+                result.fill_(torch.nan if result.is_floating_point() else 0)
+            returned[:] = [function(*inputs)]
+            return returned[0]
+
+        return run
+
+    expected = speak()
+    monkeypatch.setattr("modeling_baichuan_audio.generation_reply.compiled", as_a_graph)
+    assert_same_reply(speak(cache_implementation="static", compile_config=graphs[0]), expected)
+    assert returned
+
+
 def test_eager_unless_asked_otherwise(speak, graphs):
     config, counter = graphs
     speak(compile_config=config)  # the growing cache is never compiled
