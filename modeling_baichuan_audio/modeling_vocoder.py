@@ -166,9 +166,17 @@ class HarmonicSource(nn.Module):
         phases[:, 0] = 0.0
         return phases
 
-    def draw(self, seeds: list[int], lengths: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random phases (batch, harmonics) and noise (batch, samples, harmonics), functions of seed and absolute sample alone."""
+    def draw(self, seeds: list[int] | None, lengths: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Random phases (batch, harmonics) and noise (batch, samples, harmonics), functions of seed and absolute sample alone. Without
+        seeds both come from torch's global generator of the lengths' device, many times faster: seeded noise is drawn on the CPU, by
+        the second.
+        """
         config, width = self.config, self.config.num_harmonics + 1
+        if seeds is None:
+            phases = (2 * torch.rand(len(lengths), width, device=lengths.device) - 1) * math.pi
+            phases[:, 0] = 0.0
+            return phases, torch.randn(len(lengths), samples, width, device=lengths.device)
         noise = torch.zeros(len(seeds), samples, width)
         for row, seed, length in zip(noise, seeds, lengths.tolist()):
             row[:length] = position_noise(seed, "source", 0, length, width, config.sampling_rate)
@@ -406,7 +414,8 @@ class BaichuanAudioVocoder(VocoderStreamingMixin, BaichuanAudioPreTrainedModel):
         Args:
             mel (`(batch, frames, num_mel_bins)`): natural-log mel at 50 Hz.
             lengths (`(batch,)`, *optional*): valid frames; all by default.
-            seed (`int` or one per clip, *optional*): of source phases and noise; from torch's global generator by default.
+            seed (`int` or one per clip, *optional*): of source phases and noise; from torch's global generator by default, in training
+                mode from that of the mel's device.
             source (`(batch, frames * hop_length)`, *optional*): source signal, instead of making it from F0.
             labels (`(batch, frames * hop_length)`, *optional*): target waveforms; what lies past a clip's end is ignored.
             f0_labels (`(batch, frames)`, *optional*, with `labels`): target F0 in Hz, 0 where unvoiced; see above. What lies past a
@@ -435,7 +444,8 @@ class BaichuanAudioVocoder(VocoderStreamingMixin, BaichuanAudioPreTrainedModel):
         f0 = self.f0_predictor(mel, lengths)
         if source is None:
             pitch = f0_labels if self.training and f0_labels is not None else f0
-            source = self.source(pitch, *self.source.draw(draw_seeds(seed, batch), lengths * config.hop_length, samples))
+            seeds = None if seed is None and self.training else draw_seeds(seed, batch)
+            source = self.source(pitch, *self.source.draw(seeds, lengths * config.hop_length, samples))
         waveform = self.decode(mel, source, lengths)
         losses = {}
         if labels is not None:

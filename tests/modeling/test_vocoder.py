@@ -92,6 +92,26 @@ def test_voicing(vocoder):
     assert phases[0, 0] == 0 and phases[0, 1:].abs().min() > 0 and phases.abs().max() <= math.pi
 
 
+def test_training_without_a_seed_draws_from_the_devices_generator(vocoder, monkeypatch):
+    """The seeded noise of a segment costs a second of noise per clip, on the CPU: most of a training step on a GPU."""
+    monkeypatch.setattr("modeling_baichuan_audio.modeling_vocoder.position_noise", lambda *_: pytest.fail("seeded noise"))
+    mel = torch.randn(2, 5, 80)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return vocoder.train()(mel).waveform
+
+    first = run(0)
+    assert torch.equal(first, run(0)) and not torch.equal(first, run(1))
+    torch.manual_seed(0)
+    phases, noise = vocoder.source.draw(None, torch.tensor([2400, 1200]), 2400)
+    assert noise.shape == (2, 2400, phases.shape[1]) and abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
+    assert not phases[:, 0].any() and phases[:, 1:].abs().min() > 0 and math.pi / 2 < phases.abs().max() <= math.pi
+    with pytest.raises(pytest.fail.Exception, match="seeded noise"):
+        vocoder.eval()(mel)
+
+
 def test_position_noise_is_one_endless_table():
     whole = position_noise(7, "x", 0, 1000, 3, block=64)
     for start, length in [(0, 64), (10, 5), (60, 10), (63, 2), (64, 64), (999, 1), (130, 500)]:
@@ -139,8 +159,16 @@ def test_log_mel_of_the_training_target():
     top = 15 + math.log(8) / (math.log(6.4) / 27)
     assert mel[0, 25].argmax() == round(15 / top * 81) - 1
     assert mel.min() >= math.log(1e-5)
-    with pytest.raises(ValueError, match="more than 720 samples"):
+    with pytest.raises(ValueError, match="at least 721 samples"):
         vocoder_log_mel(torch.zeros(1, 700))
+
+
+def test_log_mel_of_a_part_with_what_surrounds_it():
+    wave = torch.randn(1, 24000)
+    part = vocoder_log_mel(wave[:, 10 * 480 - 720 : 18 * 480 + 720], reflect=False)
+    torch.testing.assert_close(part, vocoder_log_mel(wave)[:, 10:18], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="at least 1920 samples"):
+        vocoder_log_mel(torch.zeros(1, 1900), reflect=False)
 
 
 def test_vanishing_magnitudes_have_finite_gradients(shared_tiny_model):
