@@ -50,7 +50,7 @@ def as_vocoder_mel(
 class OwnMels:
     """
     Mels that the model makes of clips, by both of its ways: through the mel decoder alone, and through flow matching. Each is made
-    once and kept, in float16: 58 MB for an hour of speech, either way.
+    once and kept, in float16: 29 MB for an hour of speech, each.
 
     Args:
         model: with a trained tokenizer and flow matching, on any device; its mode is left as it is.

@@ -23,7 +23,7 @@ from .pitch import PitchTracks
 from .recipe import LLM_STAGES, Recipe
 from .rows import AudioReader, Row
 from .tokenizer_training import CTCTextLoss, FrozenLLMTextLoss, ReplacementSchedule, TokenizerForTraining, count_code_frames
-from .vocoder_training import VocoderTrainingModule, at_other_speed, vocoder_segments
+from .vocoder_training import VocoderTrainingModule, part_at_another_speed, vocoder_segments
 
 
 class Task:
@@ -384,7 +384,7 @@ class VocoderTask(Task):
         mels = None if self.own_mels is None else self._draw_mels(batch["clips"])
         clips = [torch.from_numpy(clip) for clip in batch["clips"]]
         if self.speed is not None:
-            clips = [at_other_speed(clip, frames, self.speed, config) for clip, frames in zip(clips, lengths)]
+            clips = [part_at_another_speed(clip, frames, self.speed, config) for clip, frames in zip(clips, lengths)]
         mel, labels, starts = vocoder_segments(clips, lengths, config, mels, device)
         inputs = {
             "mel": mel,

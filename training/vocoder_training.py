@@ -143,7 +143,7 @@ class VocoderTrainingModule(nn.Module):
         )
 
 
-def at_other_speed(
+def part_at_another_speed(
     waveform: torch.Tensor,
     frames: int,
     most: float,

@@ -16,7 +16,7 @@ from modeling_baichuan_audio.training.miniature.assemble import assemble
 from modeling_baichuan_audio.training.miniature.corpus import REFERENCE, agreement, read_manifest, write_manifest
 from modeling_baichuan_audio.training.miniature.curves import draw, read_curves
 from modeling_baichuan_audio.training.miniature.plan import Plan, make_plan
-from modeling_baichuan_audio.training.miniature.rows import FILLER, copy_rows, write_rows
+from modeling_baichuan_audio.training.miniature.rows import FILLER, _changed, copy_rows, write_rows
 from modeling_baichuan_audio.training.miniature.sentences import questions
 from modeling_baichuan_audio.training.miniature.start import train_tokenizer
 from modeling_baichuan_audio.training.rows import parse_row
@@ -118,16 +118,23 @@ def test_spoken_rows_parse_and_end_in_speech(corpus, tiny_folder):
     assert heard and all(len(row["messages"][-2]["content"][0]["audio_codes"]) == 8 for row in heard)
 
 
-def test_true_voices_are_heard_at_three_speeds(corpus, tiny_folder):
+def test_true_voices_are_heard_at_three_speeds_and_through_two_rooms(corpus, tiny_folder):
     rows = [row for row in lines(write_rows(corpus, str(tiny_folder)) / "speech.jsonl") if row["task"] == "asr"]
     entries = [entry for entry in read_manifest(corpus) if entry["split"] == "train" and entry["kind"] != "piece"]
     true = {entry["text"] for entry in entries if entry["engine"] == "kokoro" and entry["kind"] == "sentence"}
     assert true
     for text in true:  # 0.5 s, and 0.56 and 0.45 s: 6 frames, or one more or less
         heard = [row["segments"][0]["audio_codes"] for row in rows if row["segments"][1]["text"] == text]
-        assert len(heard) == 3 and sorted(len(codes[0]) for codes in heard) == [5, 6, 7]
+        assert len(heard) == 5 and sorted(len(codes[0]) for codes in heard) == [5, 6, 6, 6, 7]
     own = {entry["text"] for entry in entries if entry["voice"] == "heart" and entry["kind"] == "sentence"}
     assert all(sum(row["segments"][1]["text"] == text for row in rows) == 1 for text in own)
+
+
+def test_a_room_is_the_same_every_time_and_another_one_for_every_clip():
+    samples = np.random.default_rng(0).normal(size=8000).astype(np.float32) * 0.1
+    first, again, other = (_changed(samples, 16000, name) for name in ("a.wav@room0", "a.wav@room0", "b.wav@room0"))
+    assert np.array_equal(first, again) and not np.allclose(first, other, atol=0.01) and len(first) == len(other) == 8000
+    assert np.array_equal(_changed(samples, 16000, "a.wav"), samples) and len(_changed(samples, 16000, "a.wav@0.9")) == 8889
 
 
 def test_rows_are_reproducible(corpus):

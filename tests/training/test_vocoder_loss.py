@@ -10,7 +10,7 @@ from modeling_baichuan_audio import BaichuanAudioForCausalLM, BaichuanAudioVocod
 from modeling_baichuan_audio.conversion import tiny_config
 from modeling_baichuan_audio.mel_spectrogram import vocoder_log_mel
 from modeling_baichuan_audio.modeling_vocoder import _exp_limited, _limited
-from modeling_baichuan_audio.training.vocoder_training import at_other_speed, vocoder_segments
+from modeling_baichuan_audio.training.vocoder_training import part_at_another_speed, vocoder_segments
 from modeling_baichuan_audio.vocoder_loss import MEL_SCALES, multi_scale_mel_loss
 
 
@@ -388,11 +388,11 @@ def test_a_part_at_another_speed_has_another_pitch():
     wave = 0.3 * torch.sin(2 * math.pi * 200 * torch.arange(100 * HOP) / 24000)
     factors = []
     for seed in range(20):
-        part = at_other_speed(wave, 40, 1.5, config, torch.Generator().manual_seed(seed))
+        part = part_at_another_speed(wave, 40, 1.5, config, torch.Generator().manual_seed(seed))
         assert len(part) >= 40 * HOP
         spectrum = torch.fft.rfft(part[: 40 * HOP] * torch.hann_window(40 * HOP)).abs()
         factors.append(spectrum.argmax().item() * 24000 / (40 * HOP) / 200)
     assert min(factors) > 1 / 1.51 and max(factors) < 1.51
     assert min(factors) < 0.85 and max(factors) > 1.15
     # A clip that is hardly long enough is not made too short.
-    assert len(at_other_speed(wave[: 40 * HOP], 40, 1.5, config, torch.Generator().manual_seed(1))) >= 40 * HOP
+    assert len(part_at_another_speed(wave[: 40 * HOP], 40, 1.5, config, torch.Generator().manual_seed(1))) >= 40 * HOP

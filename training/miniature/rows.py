@@ -20,15 +20,20 @@ import argparse
 import json
 import os
 import random
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soxr
+import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, split_speech_text
 from ..audio_codes import AudioCodeEncoder
+from ..augmentation import through_a_room
 from .corpus import read_manifest
 from .plan import OWN_VOICE
 from .sentences import longer_sums, questions, wide_arithmetic, wide_comparisons
@@ -38,6 +43,7 @@ FILLER = "_"  # no text of the domain has it
 COPIES = 40_000
 LONGER_SUMS = 12_000
 SPEEDS = (0.9, 1.1)
+ROOMS = ("room0", "room1")
 Entry = dict[str, Any]
 Row = dict[str, Any]
 
@@ -111,9 +117,21 @@ def _recordings(entry: Entry) -> list[Row]:
 
 
 def _heard(entry: Entry) -> list[str]:
-    """Names of a clip's codes: one, and of the few true voices those at other speeds too."""
-    others = SPEEDS if entry["engine"] == "kokoro" and entry["split"] == "train" else ()
-    return [entry["path"], *(f"{entry['path']}@{speed}" for speed in others)]
+    """Names of a clip's codes: one, and of the few true voices those at other speeds and through other rooms too."""
+    others = (*SPEEDS, *ROOMS) if entry["engine"] == "kokoro" and entry["split"] == "train" else ()
+    return [entry["path"], *(f"{entry['path']}@{change}" for change in others)]
+
+
+def _changed(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
+    """
+    A clip as its name in `_heard` says, always the same for the same name.
+
+    Speed is changed by resampling, which moves the pitch as well: Ko et al., Audio Augmentation for Speech Recognition, 2015.
+    """
+    change = name.partition("@")[2]
+    if change in ROOMS:
+        return through_a_room(samples, rate, torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    return soxr.resample(samples, rate, round(rate / float(change)), quality="HQ") if change else samples
 
 
 def _transcription(entry: Entry, codes: list) -> Row:
@@ -134,7 +152,7 @@ def _pieces(entry: Entry, codes: dict[str, list]) -> Row | None:
 
 
 def speech_rows(entries: list[Entry], codes: dict[str, list], split: str) -> list[Row]:
-    """Transcription of everything, the few true voices at three speeds; speech in the model's own voice."""
+    """Transcription of everything, the few true voices at three speeds and through two rooms; speech in the model's own voice."""
     rows: list[Row] = []
     for entry in entries:
         if entry["split"] != split or entry["kind"] == "piece":
@@ -167,19 +185,14 @@ def _spoken(answer: str, spoken: dict[str, list]) -> list[dict[str, Any]]:
 
 
 def encode(entries: list[Entry], folder: Path, checkpoint: str) -> dict[str, list]:
-    """
-    Name (`_heard`) -> codes, `num_codebooks` lists each. Clips of similar length are encoded together.
-
-    Speed is changed by resampling, which moves the pitch as well: Ko et al., Audio Augmentation for Speech Recognition, 2015.
-    """
+    """Name (`_heard`) -> codes, `num_codebooks` lists each. Clips of similar length are encoded together."""
     model, processor = AutoModelForCausalLM.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
     extractor = processor.feature_extractor
     encoder = AudioCodeEncoder(model.eval().audio_tokenizer, extractor, batch_size=16)
 
     def waveform(name: str):
-        path, _, speed = name.partition("@")
-        samples = extractor.read_audio(str(folder / path))
-        return extractor.at_rate(samples, round(extractor.sampling_rate / float(speed))) if speed else samples
+        samples = extractor.read_audio(str(folder / name.partition("@")[0]))
+        return _changed(samples, extractor.sampling_rate, name)
 
     codes: dict[str, list] = {}
     ordered = [name for entry in sorted(entries, key=lambda entry: entry["duration"]) for name in _heard(entry)]
