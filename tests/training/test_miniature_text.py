@@ -1,15 +1,17 @@
 """What the miniature is taught: numbers in words, answers that are true, texts and operands that stay held out."""
 
 import re
+from collections import Counter
 
 import pytest
 
 from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
-from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan
+from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan, uncovered
 from modeling_baichuan_audio.training.miniature.prompts import WORDS as COMMON_WORDS
 from modeling_baichuan_audio.training.miniature.prompts import prompts
 from modeling_baichuan_audio.training.miniature.sentences import (
     GRAMMARS,
+    Line,
     longer_sums,
     number,
     questions,
@@ -19,7 +21,7 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 )
 
 
-COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5}
+COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5, "covered": 0}
 SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
@@ -170,6 +172,22 @@ def test_plan_is_a_function_of_counts_and_seed():
     for bad, message in ((Plan(voices=20_000), "20000 sentences"), (Plan(test=-1), "cannot be negative")):
         with pytest.raises(ValueError, match=message):
             make_plan(bad)
+
+
+def test_voices_say_every_kind_of_sentence():
+    """Small kinds of sentences are used up before the training voices have their turn: those are said again."""
+    told = [Line(f"Let us go {number} together.", "daily") for number in range(6)] + [Line("We will see.", "daily")] * 9
+    told += [Line(f"Turn left {number}.", "daily") for number in range(4)]  # too few to be a kind
+    lines = uncovered(told, [Line("We will go.", "daily"), Line("We will stay.", "daily")], 8)
+    assert [line.text for line in lines] == [f"Let us go {number % 6} together." for number in range(8)]
+    assert uncovered(told[-4:], [], 8) == []
+    clips, before = make_plan(Plan()), {clip.id for clip in make_plan(Plan(covered=0))}
+    added = [clip for clip in clips if clip.id not in before]
+    assert len(added) == 600 and len(clips) == len(before) + 600 and {clip.id for clip in clips} >= before
+    assert {clip.voice for clip in added} == set(TRAIN_VOICES) and {clip.split for clip in added} == {"train"}
+    assert not {clip.text for clip in added} & {clip.text for clip in clips if clip.split != "train"}
+    begun = Counter(" ".join(clip.text.split()[:2]) for clip in clips if clip.engine == "kokoro" and clip.split == "train")
+    assert begun["Let us"] == 15 and begun["My name"] >= 16
 
 
 def test_pieces_are_those_of_a_reply():

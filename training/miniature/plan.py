@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -71,6 +72,7 @@ class Plan:
         voices: training sentences, and as many questions, by Kokoro's training voices.
         prompts: prompts of telephone systems, every third in the model's own voice, the others at other pitches.
         prompt_voices: more prompts, by Kokoro's training voices.
+        covered: sentences of the own voice that begin with words which none of Kokoro's training sentences begins with, by its voices.
     """
 
     test: int = 120
@@ -80,6 +82,7 @@ class Plan:
     voices: int = 2400
     prompts: int = 6000
     prompt_voices: int = 400
+    covered: int = 600
     seed: int = 0
 
 
@@ -112,6 +115,24 @@ def _pieces(clip: Clip) -> list[Clip]:
     return [replace(clip, id=f"{clip.id}-{number}", text=text.strip(), kind="piece") for number, text in enumerate(texts)]
 
 
+def _opening(line: Line) -> str:
+    return " ".join(line.text.split()[:2])
+
+
+def uncovered(told: list[Line], voices: list[Line], count: int) -> list[Line]:
+    """
+    Of kinds of sentences that run out before the training voices have their turn: `count` of `told`, each first two words that begin
+    at least five of them and at most one of `voices` as often as any other.
+    """
+    begun, kinds = Counter(map(_opening, voices)), defaultdict(list)
+    for line in told:
+        if begun[_opening(line)] < 2:
+            kinds[_opening(line)].append(line)
+    kinds = sorted((lines for lines in kinds.values() if len(lines) >= 5), key=lambda lines: -len(lines))
+    rounds = count // len(kinds) + 1 if kinds else 0
+    return [lines[number % len(lines)] for number in range(rounds) for lines in kinds][:count]
+
+
 def make_plan(plan: Plan) -> list[Clip]:
     """
     Every clip, the cheap ones first, then the tests, then the training voices: a corpus that is cut short is still whole.
@@ -119,7 +140,7 @@ def make_plan(plan: Plan) -> list[Clip]:
     Raises:
         ValueError: counts that are negative or too large.
     """
-    if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices, plan.prompts, plan.prompt_voices) < 0:
+    if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices, plan.prompts, plan.prompt_voices, plan.covered) < 0:
         raise ValueError(f"The counts of a plan cannot be negative, got {plan}.")
     speakers = _Speakers(plan.seed)
     asked = questions()
@@ -176,6 +197,8 @@ def make_plan(plan: Plan) -> list[Clip]:
     result += clips(some(small, plan.test // 2, "test small"), "question", "test_voice", "test")
     result += clips(some(held_out, plan.test // 2, "test held out"), "question", "test_operands", "test")
     result += clips(said[plan.prompts :], "prompt", "train", "train")
+    missing = uncovered(own_sentences + varied_sentences, voices_sentences, plan.covered)
+    result += [speakers.clip(plan.voices + number, line, "sentence", "train", "train") for number, line in enumerate(missing)]
     spoken_questions = clips(mixed(plan.voices, "train"), "question", "train", "train")
     pairs = zip(clips(voices_sentences, "sentence", "train", "train"), spoken_questions)
     result += [clip for pair in pairs for clip in pair]
