@@ -138,8 +138,7 @@ class ReplyStepper:
         self.cache = model_kwargs["past_key_values"]
         self.mask = model_kwargs.get("attention_mask")
         self.watch = Stopwatch(model.device)
-        self.is_compiled = compile_config is not None
-        self.step = compiled(language_step, compile_config) if self.is_compiled else language_step
+        self.step = language_step if compile_config is None else compiled(language_step, compile_config)
 
     def prefill(self) -> torch.Tensor:
         """(batch, hidden_size): the final hidden state after the prompt."""
@@ -163,8 +162,7 @@ class ReplyStepper:
         with self.watch:
             hidden = self.step(base, tokens.to(base.device), codes, self.mask, self.positions, self.cache)
         self.positions = self.positions + 1
-        # Another CUDA graph, that of a frame, writes into the memory of this one's result before it is read for the last time.
-        return hidden.clone() if self.is_compiled else hidden
+        return hidden
 
 
 class ReplySampler:
@@ -287,6 +285,6 @@ class ReplySampler:
                 self.do_sample,
             )
         if self.is_compiled:
-            frames = frames[rows]  # a copy, too: a CUDA graph writes its next result into the same memory
+            frames = frames[rows]
         self.seen_codes[rows[:, None], frames + self.code_starts] = True
         return frames

@@ -166,5 +166,9 @@ def _compiled(function, backend, mode, fullgraph, dynamic):
 
 
 def compiled(function, config: CompileConfig):
-    """`function` compiled as `config` says. Every model shares what was compiled before."""
-    return _compiled(function, config.backend, config.mode, config.fullgraph, config.dynamic)
+    """
+    `function`, which returns a tensor, compiled as `config` says. Every model shares what was compiled before. Results are copies: CUDA
+    graphs write into memory that they share, so whatever one of them returned is lost once another one runs.
+    """
+    graph = _compiled(function, config.backend, config.mode, config.fullgraph, config.dynamic)
+    return lambda *inputs: graph(*inputs).clone()

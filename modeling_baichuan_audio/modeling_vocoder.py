@@ -158,13 +158,17 @@ class HarmonicSource(nn.Module):
         turns = torch.remainder(starts[:, :, None] + cycles[:, :, None] * steps, 1.0).flatten(1, 2)
         return torch.sin(2 * math.pi * turns + phases[:, None])
 
+    @staticmethod
+    def _phases(draws: torch.Tensor) -> torch.Tensor:
+        """(batch, harmonics) in [0, 1) -> radians, 0 for the fundamental."""
+        phases = (2 * draws - 1) * math.pi
+        phases[:, 0] = 0.0
+        return phases
+
     def draw_phases(self, seeds: list[int]) -> torch.Tensor:
         """(batch, num_harmonics + 1) in radians, 0 for the fundamental; on the CPU."""
         width = self.config.num_harmonics + 1
-        phases = torch.stack([torch.rand(width, generator=seeded_generator(seed, "phase")) for seed in seeds])
-        phases = (2 * phases - 1) * math.pi
-        phases[:, 0] = 0.0
-        return phases
+        return self._phases(torch.stack([torch.rand(width, generator=seeded_generator(seed, "phase")) for seed in seeds]))
 
     def draw(self, seeds: list[int] | None, lengths: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -174,9 +178,8 @@ class HarmonicSource(nn.Module):
         """
         config, width = self.config, self.config.num_harmonics + 1
         if seeds is None:
-            phases = (2 * torch.rand(len(lengths), width, device=lengths.device) - 1) * math.pi
-            phases[:, 0] = 0.0
-            return phases, torch.randn(len(lengths), samples, width, device=lengths.device)
+            batch, device = len(lengths), lengths.device
+            return self._phases(torch.rand(batch, width, device=device)), torch.randn(batch, samples, width, device=device)
         noise = torch.zeros(len(seeds), samples, width)
         for row, seed, length in zip(noise, seeds, lengths.tolist()):
             row[:length] = position_noise(seed, "source", 0, length, width, config.sampling_rate)

@@ -67,6 +67,11 @@ class AudioCodeEncoder:
         return [[next(encoded) if part.codes is None else part.codes for part in row] for row in segments]
 
 
+def clip_key(waveform: np.ndarray) -> bytes:
+    """What a clip is remembered by: a digest of its samples."""
+    return hashlib.blake2b(np.ascontiguousarray(waveform), digest_size=16).digest()
+
+
 class RememberedCodes:
     """
     Codes of clips that come again every epoch: each is encoded once. An hour of speech takes 1.4 MB of memory.
@@ -81,7 +86,7 @@ class RememberedCodes:
 
     def __call__(self, waveforms: list[np.ndarray]) -> torch.Tensor:
         """Waveforms `(samples,)` -> `(batch, num_codebooks, longest)` int64, -1 past the end of a clip."""
-        keys = [hashlib.blake2b(np.ascontiguousarray(waveform), digest_size=16).digest() for waveform in waveforms]
+        keys = [clip_key(waveform) for waveform in waveforms]
         new = {key: waveform for key, waveform in zip(keys, waveforms) if key not in self._codes}
         for key, codes in zip(new, self.encode(list(new.values())) if new else ()):
             self._codes[key] = codes.astype(np.int32)

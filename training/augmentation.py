@@ -49,10 +49,6 @@ def _noise(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return samples + noise * np.sqrt(power) * 10 ** (-rng.uniform(10, 50) / 20)
 
 
-def _numpy_generator(generator: torch.Generator | None) -> np.random.Generator:
-    return np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-
-
 def through_a_room(samples: np.ndarray, rate: int, generator: torch.Generator | None = None) -> np.ndarray:
     """
     A clip as another microphone in another room would have recorded it: reverberation and noise half of the time each, and always
@@ -65,7 +61,7 @@ def through_a_room(samples: np.ndarray, rate: int, generator: torch.Generator | 
     Returns:
         `(samples,)` float32, of the same length, in step with the clip.
     """
-    rng = _numpy_generator(generator)
+    rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
     heard = samples.astype(np.float64)
     energy = np.square(heard).mean()
     if rng.random() < 0.5:

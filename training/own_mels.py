@@ -1,6 +1,5 @@
 """The vocoder's mel as the model itself makes it from a clip's codes, for vocoders that are to bear the model's mistakes."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +9,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from ..configuration_baichuan_audio import BaichuanAudioFlowMatchingConfig, BaichuanAudioTokenizerConfig
 from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
+from .audio_codes import clip_key
 
 
 def as_vocoder_mel(
@@ -53,7 +53,7 @@ class OwnMels:
     once and kept, in float16: 29 MB for an hour of speech, each.
 
     Args:
-        model: with a trained tokenizer and flow matching, on any device; its mode is left as it is.
+        model: with a trained tokenizer and flow matching, on any device; both are put into evaluation mode.
         codes: waveforms at the vocoder's rate -> `(batch, num_codebooks, frames)` int64, -1 past the end of a clip.
     """
 
@@ -65,10 +65,7 @@ class OwnMels:
 
     def __call__(self, waveforms: Sequence[np.ndarray], ways: Sequence[str]) -> list[torch.Tensor]:
         """Clips `(samples,)` and the way for each, of `WAYS` -> `(4 * code frames - 1, num_mel_bins)` float32 on the CPU each."""
-        keys = [
-            (hashlib.blake2b(np.ascontiguousarray(waveform), digest_size=16).digest(), way)
-            for waveform, way in zip(waveforms, ways)
-        ]
+        keys = [(clip_key(waveform), way) for waveform, way in zip(waveforms, ways)]
         for way in self.WAYS:
             new = {key: clip for key, clip in zip(keys, waveforms) if key[1] == way and key not in self._known}
             if new:
@@ -79,21 +76,14 @@ class OwnMels:
 
     @torch.no_grad()
     def _make(self, waveforms: list[np.ndarray], way: str, seeds: list[int]) -> list[torch.Tensor]:
-        tokenizer, flow = self.model.audio_tokenizer, self.model.flow_matching
-        modes = [(part, part.training) for part in (tokenizer, flow)]
-        try:
-            for part, _ in modes:
-                part.eval()
-            decoded = tokenizer.decode(self.codes(waveforms).to(self.model.device))
-            lengths = decoded.hidden_lengths.tolist()
-            if way == "flow_matching":
-                mels = flow(decoded.hidden_states, decoded.hidden_lengths, seed=seeds).mel
-                return [mel[:length] for mel, length in zip(mels, lengths)]
-            rows = zip(decoded.refined_mel, decoded.mel_lengths.tolist(), lengths)
-            return [as_vocoder_mel(mel[:valid], length, tokenizer.config, flow.config) for mel, valid, length in rows]
-        finally:
-            for part, mode in modes:
-                part.train(mode)
+        tokenizer, flow = self.model.audio_tokenizer.eval(), self.model.flow_matching.eval()
+        decoded = tokenizer.decode(self.codes(waveforms).to(self.model.device))
+        lengths = decoded.hidden_lengths.tolist()
+        if way == "flow_matching":
+            mels = flow(decoded.hidden_states, decoded.hidden_lengths, seed=seeds).mel
+            return [mel[:length] for mel, length in zip(mels, lengths)]
+        rows = zip(decoded.refined_mel, decoded.mel_lengths.tolist(), lengths)
+        return [as_vocoder_mel(mel[:valid], length, tokenizer.config, flow.config) for mel, valid, length in rows]
 
 
 __all__ = ["OwnMels", "as_vocoder_mel"]

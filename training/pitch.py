@@ -1,9 +1,10 @@
 """Pitch targets for the vocoder: F0 by autocorrelation, as Praat finds it, one value for each mel frame."""
 
-import hashlib
 from types import ModuleType
 
 import torch
+
+from .audio_codes import clip_key
 
 
 PITCH_FLOOR, PITCH_CEILING = 60.0, 500.0  # Hz
@@ -81,7 +82,7 @@ class PitchTracks:
 
     def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
         """`(samples,)` float -> `(samples // hop_length,)` float32 in Hz, not to be written to; errors as `pitch_track`."""
-        key = hashlib.blake2b(waveform.contiguous().numpy().tobytes(), digest_size=16).digest()
+        key = clip_key(waveform.numpy())
         track = self._known.get(key)
         if track is None:
             track = self.of_new(waveform)

@@ -1,6 +1,7 @@
 """What each stage trains on: batches from rows, the module that trains, its targets' counts, the losses to log, audio to listen to."""
 
 import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Task:
         """Reads the rows' audio at the rate the task needs."""
         return AudioReader(self.extractor, self.model.config.audio_tokenizer_config.codebook_sizes)
 
-    @property
+    @cached_property
     def extractor(self) -> BaichuanAudioFeatureExtractor:
         ours = self.processor.feature_extractor
         if self.sampling_rate is None:

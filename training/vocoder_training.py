@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from ..configuration_baichuan_audio import BaichuanAudioVocoderConfig
 from ..mel_spectrogram import vocoder_log_mel
+from ..modeling_common import length_mask
 from ..modeling_vocoder import BaichuanAudioVocoder
 from ..vocoder_loss import rows_by_length
 from .discriminators import VocoderDiscriminators, adversarial_loss, discriminator_loss, feature_matching_loss
@@ -216,10 +217,10 @@ def vocoder_segments(
         pieces.append(around[starts[-1] * hop : (starts[-1] + counts[-1]) * hop + 2 * margin])
     wide = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
     mel = vocoder_log_mel(wide, config.sampling_rate, hop, n_fft, config.num_mel_bins, reflect=False)
-    valid = torch.arange(mel.shape[1])[None] < torch.tensor(counts)[:, None]
-    mel = mel * valid[..., None].to(mel.device)
+    valid = length_mask(torch.tensor(counts, device=mel.device), mel.shape[1])
+    mel = mel * valid[..., None]
     for row, (own, start, count) in enumerate(zip(given, starts, counts)):
         if own is not None:
             mel[row, :count] = own[start : start + count].to(mel)
     samples = wide[:, margin : wide.shape[1] - margin]
-    return mel, samples * valid.repeat_interleave(hop, 1).to(samples.device), starts
+    return mel, samples * valid.repeat_interleave(hop, 1), starts

@@ -70,7 +70,7 @@ def test_results_that_the_next_graph_overwrites_are_not_read_again(speak, graphs
     """On a GPU the graphs share memory: whatever one of them returned is lost once another one runs."""
     returned: list[torch.Tensor] = []
 
-    def as_a_graph(function, _):
+    def as_a_graph(function, *_):
         def run(*inputs):
             for result in returned:
                 result.fill_(torch.nan if result.is_floating_point() else 0)
@@ -80,7 +80,7 @@ def test_results_that_the_next_graph_overwrites_are_not_read_again(speak, graphs
         return run
 
     expected = speak()
-    monkeypatch.setattr("modeling_baichuan_audio.generation_reply.compiled", as_a_graph)
+    monkeypatch.setattr("modeling_baichuan_audio.generation_sampling._compiled", as_a_graph)
     assert_same_reply(speak(cache_implementation="static", compile_config=graphs[0]), expected)
     assert returned
 

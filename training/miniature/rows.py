@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from ...processors import BaichuanAudioFeatureExtractor
 from ...processors.processing_baichuan_audio import DEFAULT_VOICE_PROMPT, split_speech_text
 from ..audio_codes import AudioCodeEncoder
 from ..augmentation import through_a_room
@@ -122,16 +122,16 @@ def _heard(entry: Entry) -> list[str]:
     return [entry["path"], *(f"{entry['path']}@{change}" for change in others)]
 
 
-def _changed(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
+def _changed(extractor: BaichuanAudioFeatureExtractor, samples: np.ndarray, name: str) -> np.ndarray:
     """
-    A clip as its name in `_heard` says, always the same for the same name.
+    A clip at the extractor's rate as its name in `_heard` says, always the same for the same name.
 
     Speed is changed by resampling, which moves the pitch as well: Ko et al., Audio Augmentation for Speech Recognition, 2015.
     """
-    change = name.partition("@")[2]
+    change, rate = name.partition("@")[2], extractor.sampling_rate
     if change in ROOMS:
         return through_a_room(samples, rate, torch.Generator().manual_seed(zlib.crc32(name.encode())))
-    return soxr.resample(samples, rate, round(rate / float(change)), quality="HQ") if change else samples
+    return extractor.at_rate(samples, round(rate / float(change))) if change else samples
 
 
 def _transcription(entry: Entry, codes: list) -> Row:
@@ -192,7 +192,7 @@ def encode(entries: list[Entry], folder: Path, checkpoint: str) -> dict[str, lis
 
     def waveform(name: str):
         samples = extractor.read_audio(str(folder / name.partition("@")[0]))
-        return _changed(samples, extractor.sampling_rate, name)
+        return _changed(extractor, samples, name)
 
     codes: dict[str, list] = {}
     ordered = [name for entry in sorted(entries, key=lambda entry: entry["duration"]) for name in _heard(entry)]
