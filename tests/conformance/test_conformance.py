@@ -1,10 +1,16 @@
 """The libraries' own tests on this package. They come from the package index; without it and without its cache these tests skip."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from .__main__ import DOCUMENT
 from .not_applicable import NEEDS_NO_MODEL, NOT_APPLICABLE, SKIPPED_BY_THE_TESTS
 from .run import run_tests, summarise
+from .stand_ins.distributed import _start_rank_processes
 from .tree import HERE, SourcesUnavailable
 
 
@@ -74,3 +80,30 @@ def test_the_document_holds_every_reason():
             assert reason in text, f"{name}: run `python -m tests.conformance`"
     assert all("|" not in reason for tests in NOT_APPLICABLE.values() for reason in tests.values())
     assert SKIPPED_BY_THE_TESTS and NEEDS_NO_MODEL
+
+
+def fail_and_note(rank: int, notes: Path, how: str) -> None:
+    starts = len(list(notes.iterdir()))
+    (notes / str(starts)).touch()
+    if how == "aborts always" or (how == "aborts once" and starts == 0):
+        os.kill(os.getpid(), signal.SIGABRT)
+    if how == "raises":
+        raise AssertionError("a comparison failed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "starts", "error"),
+    [
+        ("aborts once", 2, None),
+        ("aborts always", 2, ProcessExitedException),
+        ("raises", 1, ProcessRaisedException),
+    ],
+)
+def test_only_processes_that_a_signal_ended_start_again(tmp_path, how, starts, error):
+    if error:
+        with pytest.raises(error):
+            _start_rank_processes(fail_and_note, (tmp_path, how), nprocs=1)
+    else:
+        _start_rank_processes(fail_and_note, (tmp_path, how), nprocs=1)
+    assert len(list(tmp_path.iterdir())) == starts

@@ -3,6 +3,7 @@
 import functools
 import os
 import socket
+import sys
 
 import torch
 import torch.distributed as dist
@@ -26,8 +27,18 @@ def _set_rank_device(rank: int) -> None:
 
 
 def _start_rank_processes(function, args: tuple = (), nprocs: int = 2) -> None:
-    """Calls `function(rank, *args)` in `nprocs` fresh processes; raises if one of them does."""
-    mp.spawn(function, args=args, nprocs=nprocs, join=True)
+    """Calls `function(rank, *args)` in `nprocs` fresh processes; raises if one of them does.
+
+    gloo's threads abort a process now and then on a busy machine. Processes that a signal ended are started once more; an error that
+    Python raised, such as a comparison that failed, is never tried again.
+    """
+    try:
+        mp.spawn(function, args=args, nprocs=nprocs, join=True)
+    except mp.ProcessExitedException as error:
+        if error.signal_name is None:
+            raise
+        print(f"{error}: once more", file=sys.stderr)
+        mp.spawn(function, args=args, nprocs=nprocs, join=True)
 
 
 def _in_group(rank: int, function, world_size: int, port: int, args: tuple, kwargs: dict) -> None:
@@ -37,6 +48,7 @@ def _in_group(rank: int, function, world_size: int, port: int, args: tuple, kwar
     dist.init_process_group(_get_distributed_backend(), rank=rank, world_size=world_size)
     try:
         function(rank, *args, **kwargs)
+        dist.barrier()  # the first to leave closes connections that the others may still read from
     finally:
         dist.destroy_process_group()
 
