@@ -3,6 +3,8 @@
 Each is computed on the valid samples of a clip alone, so padding and the other clips of a batch never enter.
 """
 
+from collections.abc import Iterator
+
 import torch
 
 from .configuration_baichuan_audio import BaichuanAudioVocoderConfig
@@ -56,6 +58,13 @@ def mel_loss(generated: torch.Tensor, target: torch.Tensor, config: BaichuanAudi
     return (vocoder_log_mel(generated, **analysis) - theirs).abs().mean((1, 2))
 
 
+def _log_mels(waveform: torch.Tensor, sampling_rate: int) -> Iterator[torch.Tensor]:
+    """(batch, samples) -> (batch, mels, frames) float32 at each of `MEL_SCALES`, natural log."""
+    for n_fft, bins in MEL_SCALES:
+        filters = slaney_filters(n_fft, bins, sampling_rate).to(waveform.device)
+        yield (filters.T @ stft_magnitude(waveform, n_fft, n_fft // 4, n_fft)).clamp(min=1e-5).log()
+
+
 def multi_scale_mel_loss(generated: torch.Tensor, target: torch.Tensor, sampling_rate: int) -> torch.Tensor:
     """
     L1 between log-mels at six window lengths, summed (arXiv 2306.06546, section 3.4). Unlike those of `mel_loss`, the frames do not
@@ -67,17 +76,25 @@ def multi_scale_mel_loss(generated: torch.Tensor, target: torch.Tensor, sampling
     Returns:
         `(batch,)` float32.
     """
-    total = torch.zeros(len(target), device=target.device)
-    for n_fft, bins in MEL_SCALES:
-        filters = slaney_filters(n_fft, bins, sampling_rate).to(target.device)
+    pairs = zip(_log_mels(generated, sampling_rate), _log_mels(target, sampling_rate))
+    return sum((ours - theirs).abs().mean((1, 2)) for ours, theirs in pairs)
 
-        def log_mel(waveform, n_fft=n_fft, filters=filters):
-            return (filters.T @ stft_magnitude(waveform, n_fft, n_fft // 4, n_fft)).clamp(min=1e-5).log()
 
-        with torch.no_grad():
-            theirs = log_mel(target)
-        total = total + (log_mel(generated) - theirs).abs().mean((1, 2))
-    return total
+def multi_scale_mel_distance(first: torch.Tensor, second: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+    """
+    Root mean square over the mels, mean over the frames, of the same log-mels' difference, summed over the window lengths.
+
+    For an energy distance (arXiv 2008.01160): L1 compares each mel by itself, so a loudness that flickers in all of them at once would
+    pass for noise; the Euclidean distance of whole frames tells the two apart.
+
+    Args:
+        first, second (`(batch, samples)`): without padding; the gradient reaches both. sampling_rate: in Hz.
+
+    Returns:
+        `(batch,)` float32.
+    """
+    pairs = zip(_log_mels(first, sampling_rate), _log_mels(second, sampling_rate))
+    return sum(torch.linalg.vector_norm(a - b, dim=1).mean(1) / a.shape[1] ** 0.5 for a, b in pairs)
 
 
 def check_waveform_labels(labels: torch.Tensor, lengths: torch.Tensor, samples: int, config: BaichuanAudioVocoderConfig) -> None:

@@ -334,21 +334,31 @@ class FlowMatchingTask(_FixedCodesTask):
 
 class VocoderTask(Task):
     """
-    The vocoder on segments of real speech; `adversarial` adds discriminators, `pitch` F0 targets, `speed` voices, `own_mels` the
-    mistakes of the mels that it will be given.
+    The vocoder on segments of real speech; `energy_distance` asks for real noise, `adversarial` adds discriminators, `pitch` F0
+    targets, `speed` voices, `own_mels` the mistakes of the mels that it will be given.
     """
 
-    loss_options = ("segment_frames", "speed", "own_mels", "pitch", "adversarial", "period_width", "spectrogram_width")
+    loss_options = (
+        "segment_frames",
+        "speed",
+        "own_mels",
+        "pitch",
+        "energy_distance",
+        "adversarial",
+        "period_width",
+        "spectrogram_width",
+    )
 
     def __init__(self, model, processor, recipe):
         if model.vocoder is None:
             raise ValueError("Stage vocoder needs a checkpoint with a vocoder.")
         self.sampling_rate = model.config.vocoder_config.sampling_rate
         super().__init__(model, processor, recipe)
-        pitch, config = self.options.get("pitch", False), model.config.vocoder_config
-        if not isinstance(pitch, bool):
-            raise ValueError(f"`loss.pitch` must be true or false, got {pitch!r}.")
-        self.pitch = PitchTracks(config.sampling_rate, config.hop_length) if pitch else None
+        config = model.config.vocoder_config
+        for name in ("pitch", "energy_distance", "adversarial"):
+            if not isinstance(self.options.get(name, False), bool):
+                raise ValueError(f"`loss.{name}` must be true or false, got {self.options[name]!r}.")
+        self.pitch = PitchTracks(config.sampling_rate, config.hop_length) if self.options.get("pitch") else None
         self.speed = self._number("speed", 1, 2)
         self.own_share, self.own_mels = self._number("own_mels", 0, 1), None
         if self.own_share is not None:

@@ -1,4 +1,7 @@
-"""Training of the vocoder: random segments, and spectral losses with or without discriminators (HiFi-GAN, arXiv 2010.05646)."""
+"""Training of the vocoder: random segments, and spectral losses, of one take, as an energy distance, or beside discriminators.
+
+Energy distance: arXiv 2008.01160. Discriminators: HiFi-GAN, arXiv 2010.05646.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,10 +15,13 @@ from transformers.utils import ModelOutput
 
 from ..configuration_baichuan_audio import BaichuanAudioVocoderConfig
 from ..mel_spectrogram import vocoder_log_mel
-from ..modeling_common import length_mask
+from ..modeling_common import draw_seeds, length_mask
 from ..modeling_vocoder import BaichuanAudioVocoder
-from ..vocoder_loss import rows_by_length
+from ..vocoder_loss import multi_scale_mel_distance, rows_by_length
 from .discriminators import VocoderDiscriminators, adversarial_loss, discriminator_loss, feature_matching_loss
+
+
+_OTHER_TAKE = 1 << 40  # tells the seed of a segment's second take from that of the first
 
 
 @dataclass
@@ -26,6 +32,7 @@ class VocoderTrainingOutput(ModelOutput):
         discriminator_loss (`()`, float32, with discriminators): its gradient reaches the discriminators alone.
         mel_loss, stft_loss, multi_scale_mel_loss, f0_loss, adversarial_loss, feature_matching_loss (`()`, float32): unweighted parts,
             those that are in use.
+        energy_distance, spread (`()`, float32, with `energy_distance`): unweighted, the loss and the distance between two takes.
         waveform (`(batch, samples)`, float32): generated, zero past the end.
         waveform_lengths (`(batch,)`, int64): valid samples.
     """
@@ -38,6 +45,8 @@ class VocoderTrainingOutput(ModelOutput):
     f0_loss: torch.FloatTensor | None = None
     adversarial_loss: torch.FloatTensor | None = None
     feature_matching_loss: torch.FloatTensor | None = None
+    energy_distance: torch.FloatTensor | None = None
+    spread: torch.FloatTensor | None = None
     waveform: torch.FloatTensor | None = None
     waveform_lengths: torch.LongTensor | None = None
 
@@ -64,10 +73,20 @@ class VocoderTrainingModule(nn.Module):
     `state_dict` holds weight norm's own parameters where it is applied, so that training resumes exactly; the vocoder itself always
     saves plain weights.
 
+    Noise cannot be foretold, so what comes nearest to it by a spectral distance alone is a smooth spectrum, which sounds like a buzz.
+    With `energy_distance` every segment is generated twice, from phases and noise of its own, and in the place of spectral losses
+    stands half the generalised energy distance (arXiv 2008.01160), `mean(d(take, real)) - d(take, other take) / 2`, with
+    `multi_scale_mel_distance` as d and `multi_scale_mel_loss_weight` as its weight. It is least where takes differ from one another as
+    each does from the recording.
+
     Args:
         vocoder: is trained in place.
         adversarial (defaults to False): whether to train against discriminators.
         period_width, spectrogram_width (default to the published 32): see `VocoderDiscriminators`.
+        energy_distance (defaults to False): whether takes are to differ as recordings do. Twice the work of the vocoder.
+
+    Raises:
+        ValueError: `energy_distance` with a config that weighs `mel_loss` or `stft_loss`, or not `multi_scale_mel_loss`.
     """
 
     def __init__(
@@ -76,8 +95,13 @@ class VocoderTrainingModule(nn.Module):
         adversarial: bool = False,
         period_width: int = 32,
         spectrogram_width: int = 32,
+        energy_distance: bool = False,
     ):
         super().__init__()
+        weights = {name: getattr(vocoder.config, f"{name}_loss_weight") for name in ("mel", "stft", "multi_scale_mel")}
+        if energy_distance and [name for name, weight in weights.items() if weight] != ["multi_scale_mel"]:
+            raise ValueError(f"`energy_distance` is of log-mels at many scales: it needs their weight alone, got {weights}.")
+        self.energy_distance = energy_distance
         self.vocoder = vocoder
         self.discriminators = VocoderDiscriminators(period_width, spectrogram_width) if adversarial else None
 
@@ -106,6 +130,18 @@ class VocoderTrainingModule(nn.Module):
             sums["feature_matching_loss"] += frames * feature_matching_loss(real, generated).sum()
         return {name: total / items for name, total in sums.items()}
 
+    def _energy_distance(self, take, other, labels, lengths, items) -> dict[str, torch.Tensor]:
+        """Two takes and the real (batch, samples), (batch,) mel frames -> the loss and what is in it of the takes' own distance."""
+        distance, spread = 0.0, 0.0
+        for frames, rows in rows_by_length(lengths):
+            samples = frames * self.config.hop_length
+            ours, others, theirs = (each[rows, :samples].float() for each in (take, other, labels))
+            between = multi_scale_mel_distance(ours, others, self.config.sampling_rate)
+            real = sum(multi_scale_mel_distance(each, theirs, self.config.sampling_rate) for each in (ours, others)) / 2
+            spread += frames * between.sum()
+            distance += frames * (real - between / 2).sum()
+        return {"energy_distance": distance / items, "spread": spread / items}
+
     def forward(
         self,
         mel: torch.Tensor,
@@ -126,10 +162,22 @@ class VocoderTrainingModule(nn.Module):
         if lengths is None:
             lengths = torch.full((len(mel),), mel.shape[1], device=mel.device)
         items = lengths.sum() if num_items_in_batch is None else num_items_in_batch
-        output = self.vocoder(mel, lengths, seed=seed, labels=labels, f0_labels=f0_labels, num_items_in_batch=items)
+        batch, takes = len(mel), 2 if self.energy_distance else 1
+        if seed is not None:
+            seed = draw_seeds(seed, batch)
+            seed += [item ^ _OTHER_TAKE for item in seed] * (takes - 1)
+        inputs = {"mel": mel, "lengths": lengths, "labels": labels, "f0_labels": f0_labels}
+        inputs = {name: None if each is None else torch.cat([each] * takes) for name, each in inputs.items()}
+        output = self.vocoder(**inputs, seed=seed, num_items_in_batch=takes * items)
+        waveform, *others = output.waveform.split(batch)
         loss, losses = output.loss, {}
+        if others:
+            losses = self._energy_distance(waveform, others[0], labels, lengths, items)
+            loss = self.config.multi_scale_mel_loss_weight * losses["energy_distance"]
+            if output.f0_loss is not None:
+                loss = loss + self.config.f0_loss_weight * output.f0_loss
         if self.discriminators is not None:
-            losses = self._adversarial_losses(output.waveform, labels, lengths, items)
+            losses |= self._adversarial_losses(waveform, labels, lengths, items)
             loss = loss + self.config.adversarial_loss_weight * losses["adversarial_loss"]
             loss = loss + self.config.feature_matching_loss_weight * losses["feature_matching_loss"]
         return VocoderTrainingOutput(
@@ -138,8 +186,8 @@ class VocoderTrainingModule(nn.Module):
             stft_loss=output.stft_loss,
             multi_scale_mel_loss=output.multi_scale_mel_loss,
             f0_loss=output.f0_loss,
-            waveform=output.waveform,
-            waveform_lengths=output.waveform_lengths,
+            waveform=waveform,
+            waveform_lengths=output.waveform_lengths[:batch],
             **losses,
         )
 

@@ -126,6 +126,8 @@ def test_streamed_rows_and_evaluation(train_file, tiny_folder, tmp_path):
         ("tiny/sft", ["data.train=nowhere.jsonl"], "nowhere.jsonl"),
         ("tiny/sft", ["loss.speed=3"], "loss options"),
         ("tiny/vocoder", ["loss.pitch=3"], "`loss.pitch` must be true or false"),
+        ("tiny/vocoder", ["loss.energy_distance=1"], "`loss.energy_distance` must be true or false, got 1"),
+        ("tiny/vocoder", ["loss.energy_distance=true"], "needs their weight alone"),
         ("tiny/vocoder", ["loss.own_mels=0.5", "loss.speed=1.2"], "cannot be joined with `loss.speed`"),
         ("tiny/vocoder", ["loss.own_mels=2"], "`loss.own_mels` must be a number above 0 and at most 1, got 2"),
         ("tiny/tokenizer", ["loss.rooms=all"], "`loss.rooms` must be a number above 0 and at most 1, got 'all'"),

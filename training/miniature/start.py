@@ -59,6 +59,8 @@ OVERRIDES = {
         "f0_layers": 4,
         # Overtones up to some 5 kHz in the source signal: more than a small network could add.
         "num_harmonics": 31,
+        # More than the released 0.003: what a voice has above its overtones is breath.
+        "noise_std": 0.01,
         "mel_loss_weight": 0.0,
         "stft_loss_weight": 0.0,
         "multi_scale_mel_loss_weight": 6.0,
