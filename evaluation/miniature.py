@@ -18,7 +18,7 @@ from .figures import Figure
 from .judges import Judges, judge_versions
 from .measures import Measures
 from .noise import noise_twins
-from .rows import Evaluation, written_rows
+from .rows import Evaluation, written_rows, written_shares
 from .scores import TextNormalizer
 from .speed import measured_on
 from .subject import Subject
@@ -39,6 +39,7 @@ class Plan:
         work: folder for outputs and verdicts; an interrupted run goes on from them.
         limit: clips of each set. seed: of draws. batch_size: clips at once.
         comparisons: name -> folder of further checkpoints, asked the questions in writing; see `rows.written_rows`.
+        earlier: results of an earlier evaluation, whose comparisons stand where no folder is named.
     """
 
     checkpoint: Path
@@ -49,6 +50,7 @@ class Plan:
     seed: int = 0
     batch_size: int = 16
     comparisons: dict[str, Path] = field(default_factory=dict)
+    earlier: Path | None = None
 
     def settings(self) -> dict[str, Any]:
         """What outputs depend on, apart from checkpoint, clips and code."""
@@ -69,6 +71,33 @@ def written_questions(limit: int) -> tuple[list[TestClip], list[TestClip]]:
         chosen = [lines[index * len(lines) // count] for index in range(count)]
         picked.append([TestClip(f"{kind}-{line.text}", line.text, line.answer, "", Path(), 0.0) for line in chosen])
     return picked[0], picked[1]
+
+
+def earlier_comparisons(plan: Plan, corpus_sha256: str) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """
+    Comparisons of earlier results: they are of other checkpoints, which need not be kept to be compared with.
+
+    Returns:
+        Name -> accuracies as `rows.written_rows` takes them, name -> SHA-256 of the checkpoint; those of `plan.comparisons` left out.
+
+    Raises:
+        ValueError: a file that holds no results, or results of another corpus, of other judges, settings or counts of clips.
+    """
+    if plan.earlier is None:
+        return {}, {}
+    try:
+        results = json.loads(plan.earlier.read_text(encoding="utf-8"))
+        found = {"corpus": results["corpus"]["sha256"], **{name: results[name] for name in ("judges", "settings", "limit")}}
+        figures, identities = results["figures"], results["comparisons"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{plan.earlier} holds no results of `eval miniature`: {error!r}.") from error
+    wanted = {"corpus": corpus_sha256, "judges": judge_versions(), "settings": plan.settings(), "limit": plan.limit}
+    other = [name for name, value in wanted.items() if found[name] != value]
+    if other:
+        raise ValueError(f"The results of {plan.earlier} cannot be compared with: they have another {', another '.join(other)}.")
+    shares = {name: written_shares(figures, name) for name in identities if name not in plan.comparisons}
+    shares = {name: share for name, share in shares.items() if share is not None}
+    return shares, {name: identities[name] for name in shares}
 
 
 def evaluate(plan: Plan, load: Loader) -> dict[str, Any]:
@@ -100,19 +129,22 @@ def evaluate(plan: Plan, load: Loader) -> dict[str, Any]:
 
     known, held_out = written_questions(_WRITTEN * plan.limit)
 
-    def written_shares(subject: Subject) -> tuple[float, float]:
+    def ask_in_writing(subject: Subject) -> tuple[float, float]:
         known_share, held_out_share = (
             measures.accuracy(clips, subject.answer_written("written", clips)) for clips in (known, held_out)
         )
         return known_share, held_out_share
 
-    shares = {name: written_shares(subject_of(folder, identities[name]["sha256"])) for name, folder in plan.comparisons.items()}
+    shares, compared = earlier_comparisons(plan, sets.sha256)
+    for name, folder in plan.comparisons.items():
+        compared[name] = identities[name]["sha256"]
+        shares[name] = ask_in_writing(subject_of(folder, compared[name]))
     subject = subject_of(plan.checkpoint, identity["sha256"])
     names = ("voices", "sentences", "human", "questions", "answers")
     noise = {name: noise_twins(getattr(sets, name), plan.work / "noise" / sets.sha256[:12]) for name in names}
     evaluation = Evaluation(sets, noise, subject, Codec(subject), measures)
     evaluation.make()
-    shares["this checkpoint"] = written_shares(subject)
+    shares["this checkpoint"] = ask_in_writing(subject)
     judges.ask(evaluation.jobs())
     usage = evaluation.usage()
     figures: list[Figure] = [
@@ -128,7 +160,7 @@ def evaluate(plan: Plan, load: Loader) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "checkpoint": identity,
-        "comparisons": {name: found["sha256"] for name, found in identities.items()},
+        "comparisons": compared,
         "corpus": {"sha256": sets.sha256, "clips": {name: len(getattr(sets, name)) for name in names}},
         "judges": judge_versions(),
         "machine": measured_on(evaluation.timings()),

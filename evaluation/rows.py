@@ -1,6 +1,6 @@
 """The rows of the miniature's table, task by task. What the model or the judges have not done yet, they do when a row needs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,10 @@ class Evaluation:
         return [Figure("speed on this machine, one at a time", title, value, unit, count) for title, unit, value, count in rows]
 
 
+_WRITTEN = "written question → text answer"
+_KNOWN, _HELD_OUT = "accuracy, known facts", "accuracy, held-out operands"
+
+
 def written_rows(shares: dict[str, tuple[float, float]], counts: tuple[int, int]) -> list[Figure]:
     """
     The questions in writing, before and after audio training: all of them, and both kinds apart.
@@ -271,8 +275,8 @@ def written_rows(shares: dict[str, tuple[float, float]], counts: tuple[int, int]
     whole = sum(counts)
     kinds = {
         "accuracy": (whole, {name: (a * counts[0] + b * counts[1]) / whole for name, (a, b) in shares.items()}),
-        "accuracy, known facts": (counts[0], {name: share for name, (share, _) in shares.items()}),
-        "accuracy, held-out operands": (counts[1], {name: share for name, (_, share) in shares.items()}),
+        _KNOWN: (counts[0], {name: share for name, (share, _) in shares.items()}),
+        _HELD_OUT: (counts[1], {name: share for name, (_, share) in shares.items()}),
     }
     figures = []
     for measure, (count, values) in kinds.items():
@@ -281,5 +285,12 @@ def written_rows(shares: dict[str, tuple[float, float]], counts: tuple[int, int]
             if measure == "accuracy" and name == TWO_STAGES and SINGLE_STAGE in values:
                 aim = ("loses less than a single stage", value > values[SINGLE_STAGE])
             ceiling = {BEFORE: values[BEFORE]} if BEFORE in values and name != BEFORE else {}
-            figures.append(Figure("written question → text answer", f"{measure}: {name}", value, "%", count, *aim, ceiling))
+            figures.append(Figure(_WRITTEN, f"{measure}: {name}", value, "%", count, *aim, ceiling))
     return figures
+
+
+def written_shares(figures: Iterable[dict[str, Any]], name: str) -> tuple[float, float] | None:
+    """What `written_rows` was told of the checkpoint `name`, from entries of figures; None if they hold nothing of it."""
+    found = {row["measure"]: row["value"] for row in figures if row["task"] == _WRITTEN}
+    measures = [f"{kind}: {name}" for kind in (_KNOWN, _HELD_OUT)]
+    return tuple(found[measure] for measure in measures) if all(measure in found for measure in measures) else None

@@ -36,6 +36,9 @@ def miniature(
     ] = None,
     two_stage: Annotated[Optional[str], typer.Option(help="The same, after stages 1 and 2.")] = None,
     single_stage: Annotated[Optional[str], typer.Option(help="The same, trained on the same rows in a single stage.")] = None,
+    earlier: Annotated[
+        Optional[Path], typer.Option(help="Results of an earlier run, for the comparisons that none of these three names.")
+    ] = None,
     card: Annotated[Path, typer.Option(help="Model card to write the results into, between its markers.")] = Path(
         "model_card.md"
     ),
@@ -60,7 +63,7 @@ def miniature(
         for path in (folder, *others.values()):
             if not (path / "config.json").is_file():
                 raise ValueError(f"{path} has no config.json: it is not a checkpoint.")
-        plan = Plan(folder, corpus, judges, work, limit, seed, batch_size, others)
+        plan = Plan(folder, corpus, judges, work, limit, seed, batch_size, others, earlier)
         results = evaluate(plan, lambda path: load(str(path), "cpu", "float32"))
         write_json(json, results)
         write_card(card, card_part(results))

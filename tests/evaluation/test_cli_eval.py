@@ -104,6 +104,17 @@ def test_end_to_end(arguments, fake_judges, card, tmp_path, monkeypatch):
     assert len(fake_judges.asked()) == asked
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
 
+    # The other checkpoints need not be kept: their answers are in the results.
+    options = {name: value for name, value in arguments.items() if name not in ("two-stage", "single-stage")}
+    options["json"] = tmp_path / "later.json"
+    run(options | {"earlier": tmp_path / "results.json"})
+    assert json.loads((tmp_path / "later.json").read_text(encoding="utf-8")) == results
+    run(options)
+    without = json.loads((tmp_path / "later.json").read_text(encoding="utf-8"))
+    assert not without["comparisons"] and len(without["figures"]) == len(results["figures"]) - 6
+    options["seed"] = 1
+    assert "cannot be compared with: they have another settings." in run(options | {"earlier": arguments["json"]}, code=2).stderr
+
 
 def test_goes_on_after_the_judges_failed(arguments, fake_judges, card, tmp_path):
     before = card.read_text(encoding="utf-8")
@@ -138,6 +149,8 @@ def test_questions_in_writing():
         ({"checkpoint": "{tmp}/nowhere"}, "nowhere is neither a folder nor"),
         ({"checkpoint": "{tmp}"}, "{tmp} has no config.json"),
         ({"two-stage": "{tmp}/nowhere"}, "nowhere is neither a folder nor"),
+        ({"earlier": "{tmp}/none.json"}, "none.json holds no results of `eval miniature`: FileNotFoundError"),
+        ({"earlier": "{tmp}/card.md"}, "card.md holds no results of `eval miniature`: JSONDecodeError"),
         ({"corpus": "{tmp}"}, "has no manifest.jsonl"),
         ({"judges": "{tmp}"}, "holds no judges"),
     ],
