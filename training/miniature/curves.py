@@ -14,6 +14,8 @@ _LOSSES = (
     "mel_loss",
     "stft_loss",
     "multi_scale_mel_loss",
+    "energy_distance",
+    "spread",
     "flow_loss",
     "prior_loss",
     "eval_loss",
