@@ -1,10 +1,12 @@
-"""Training the mel decoder on codes that stay as they are, so that whatever was trained on those codes stays valid."""
+"""Training the mel decoder, alone or with flow matching, on codes that stay as they are: what was trained on them stays valid."""
 
 import torch
 from torch import nn
 
 from ..modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from ..modeling_common import frame_lengths
+from ..modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
+from ..modeling_mel_decoder import BaichuanAudioDecoderOutput
 from ..modeling_tokenizer_losses import tokenizer_losses
 
 
@@ -50,13 +52,28 @@ class MelDecoderForTraining(nn.Module):
         Raises:
             ValueError: mel labels of the wrong shape.
         """
+        decoded, frames = self.decode(audio_codes, codebooks)
+        return self.losses(decoded, frames, coarse_labels, mel_labels, num_items_in_batch)
+
+    def decode(self, audio_codes: torch.Tensor, codebooks: torch.Tensor) -> tuple[BaichuanAudioDecoderOutput, torch.Tensor]:
+        """Codes and codebooks as of `forward` -> what the mel decoder makes of them, and the code frames of each clip, `(batch,)`."""
         frames = frame_lengths(audio_codes)
-        vectors = self._quantizer[0].decode(audio_codes.clamp(min=0), codebooks)
+        return self.mel_decoder(self._quantizer[0].decode(audio_codes.clamp(min=0), codebooks), frames), frames
+
+    def losses(
+        self,
+        decoded: BaichuanAudioDecoderOutput,
+        frames: torch.Tensor,
+        coarse_labels: torch.Tensor,
+        mel_labels: torch.Tensor,
+        num_items_in_batch: int | torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """What `forward` returns, of what `decode` returned."""
         losses = tokenizer_losses(
-            self.mel_decoder(vectors, frames),
+            decoded,
             coarse_labels,
             mel_labels,
-            vectors.new_zeros(len(frames), 1),  # nothing is assigned, so nothing is committed to
+            decoded.hidden_states.new_zeros(len(frames), 1),  # nothing is assigned, so nothing is committed to
             None,
             frames,
             (1.0, 0.0, 0.0),
@@ -65,4 +82,56 @@ class MelDecoderForTraining(nn.Module):
         return {name: losses[name] for name in ("loss", "coarse_loss", "resampled_loss", "refined_loss")}
 
 
-__all__ = ["MelDecoderForTraining"]
+class MelAndFlowForTraining(nn.Module):
+    """
+    The mel decoder and the flow-matching decoder together, on codes that stay: codes -> mels, with the losses of both.
+
+    Flow matching by itself learns from the states of a mel decoder that was made for another mel. Here what it lacks in them reaches
+    the mel decoder too.
+
+    Args:
+        tokenizer: its mel decoder is trained in place.
+        flow_matching: is trained in place, from the states of clips that may have fewer codebooks, as the mel decoder is.
+    """
+
+    def __init__(self, tokenizer: BaichuanAudioTokenizerModel, flow_matching: BaichuanAudioFlowMatchingDecoder):
+        super().__init__()
+        self.tokenizer_side = MelDecoderForTraining(tokenizer)
+        self.flow_matching = flow_matching
+
+    def forward(
+        self,
+        audio_codes: torch.Tensor,
+        codebooks: torch.Tensor,
+        coarse_labels: torch.Tensor,
+        mel_labels: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        num_mel_items_in_batch: int | torch.Tensor | None = None,
+        seed: int | list[int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            audio_codes, codebooks, coarse_labels, mel_labels, num_items_in_batch: as of `MelDecoderForTraining.forward`.
+            labels, seed, num_mel_items_in_batch: `labels`, `seed` and `num_items_in_batch` of
+                `BaichuanAudioFlowMatchingDecoder.forward`.
+
+        Returns:
+            `loss`, the sum of the reconstruction loss and of flow matching's, and their five parts, float32 scalars.
+
+        Raises:
+            ValueError: labels of the wrong shape.
+        """
+        decoded, frames = self.tokenizer_side.decode(audio_codes, codebooks)
+        losses = self.tokenizer_side.losses(decoded, frames, coarse_labels, mel_labels, num_items_in_batch)
+        flow = self.flow_matching(
+            decoded.hidden_states,
+            decoded.hidden_lengths,
+            seed=seed,
+            labels=labels,
+            num_items_in_batch=num_mel_items_in_batch,
+        )
+        return losses | {"loss": losses["loss"] + flow.loss, "flow_loss": flow.flow_loss, "prior_loss": flow.prior_loss}
+
+
+__all__ = ["MelAndFlowForTraining", "MelDecoderForTraining"]

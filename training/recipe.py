@@ -59,7 +59,7 @@ class SampleRecipe:
 class Recipe:
     """
     Args:
-        stage: "stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching" or "vocoder".
+        stage: "stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching", "mel_and_flow" or "vocoder".
         model: checkpoint to start from; also "miniature" or "untrained", see `conversion.find_checkpoint`.
         output: folder for checkpoints, metrics and the result.
         dtype: of the weights in training, "float32" or "bfloat16"; `training: {bf16: true}` computes in bfloat16 with float32 weights.

@@ -1,6 +1,6 @@
 """What each training stage trains, by parameter name, and LoRA with named targets.
 
-Stages 1 and 2 and supervised fine-tuning are the paper's (section 3.2); the other four train the parts that make codes and sound.
+Stages 1 and 2 and supervised fine-tuning are the paper's (section 3.2); the other five train the parts that make codes and sound.
 """
 
 import re
@@ -15,6 +15,7 @@ from ..modeling_baichuan_audio import BaichuanAudioForCausalLM
 
 _AUDIO = (r"^model\.audio_embed_layers\.", r"^audio_head\.")
 _LLM_BODY = r"^model\.language_model\."
+_MEL_DECODER, _FLOW_MATCHING = r"^model\.audio_tokenizer\.mel_decoder\.", r"^flow_matching\."
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ STAGES = {
     "stage2": Stage((*_AUDIO, _LLM_BODY), keeps_text_embeddings=True),
     "sft": Stage((*_AUDIO, _LLM_BODY, r"^lm_head\.")),
     "tokenizer": Stage((r"^model\.audio_tokenizer\.",)),
-    "mel_decoder": Stage((r"^model\.audio_tokenizer\.mel_decoder\.",)),
-    "flow_matching": Stage((r"^flow_matching\.",)),
+    "mel_decoder": Stage((_MEL_DECODER,)),
+    "flow_matching": Stage((_FLOW_MATCHING,)),
+    "mel_and_flow": Stage((_MEL_DECODER, _FLOW_MATCHING)),
     "vocoder": Stage((r"^vocoder\.",)),
 }
 LORA_TARGETS = ("backbone", "audio_head", "both")

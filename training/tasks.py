@@ -17,7 +17,7 @@ from .augmentation import at_another_speed, through_a_room
 from .collators import SpeechCollator
 from .flow_training import MEL_FRAMES_PER_CODE, flow_targets
 from .layouts import LayoutBuilder, TokenIds
-from .mel_decoder_training import MelDecoderForTraining
+from .mel_decoder_training import MelAndFlowForTraining, MelDecoderForTraining
 from .mel_targets import tokenizer_mel_targets
 from .own_mels import OwnMels
 from .pitch import PitchTracks
@@ -332,6 +332,33 @@ class FlowMatchingTask(_FixedCodesTask):
         }
 
 
+class MelAndFlowTask(FlowMatchingTask):
+    """The mel decoder and flow matching together: codes -> all three mels."""
+
+    def __init__(self, model, processor, recipe):
+        super().__init__(model, processor, recipe)
+        self.module = MelAndFlowForTraining(model.audio_tokenizer, model.flow_matching)
+
+    def collate(self, rows):
+        batch = super().collate(rows)
+        narrow = [self._at_tokenizer_rate(clip) for clip in batch["clips"]]
+        frames = torch.tensor([self.extractor.num_frames(len(clip)) for clip in batch["clips"]])
+        return batch | tokenizer_mel_targets(narrow, self.model.config.audio_tokenizer_config) | {"frames": frames}
+
+    def count_targets(self, batch):
+        return torch.stack([batch["frames"].sum(), batch["lengths"].sum()])
+
+    def model_inputs(self, batch, counts):
+        code_frames, mel_frames = (None, None) if counts is None else counts
+        return {
+            "audio_codes": self._audio_codes(batch),
+            "codebooks": self.module.tokenizer_side.draw_codebooks(len(batch["clips"])).to(batch["frames"].device),
+            **{name: batch[name] for name in ("coarse_labels", "mel_labels", "labels")},
+            "num_items_in_batch": code_frames,
+            "num_mel_items_in_batch": mel_frames,
+        }
+
+
 class VocoderTask(Task):
     """
     The vocoder on segments of real speech; `energy_distance` asks for real noise, `adversarial` adds discriminators, `pitch` F0
@@ -419,6 +446,7 @@ _PART_TASKS = {
     "tokenizer": TokenizerTask,
     "mel_decoder": MelDecoderTask,
     "flow_matching": FlowMatchingTask,
+    "mel_and_flow": MelAndFlowTask,
     "vocoder": VocoderTask,
 }
 

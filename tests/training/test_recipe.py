@@ -6,7 +6,7 @@ from modeling_baichuan_audio.training.recipe import SHIPPED_RECIPES, read_recipe
 from modeling_baichuan_audio.training.run import training_arguments
 
 
-STAGES = ["stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching", "vocoder"]
+STAGES = ["stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching", "mel_and_flow", "vocoder"]
 
 
 @pytest.fixture

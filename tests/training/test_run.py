@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from modeling_baichuan_audio.cli import app
 
 
-STAGES = ["stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching", "vocoder"]
+STAGES = ["stage1", "stage2", "sft", "lora", "tokenizer", "mel_decoder", "flow_matching", "mel_and_flow", "vocoder"]
 
 
 def run(recipe, train_file, tiny_folder, output, *changes, code=0):
@@ -65,7 +65,7 @@ def test_one_step_of_every_recipe(stage, train_file, tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "extra"),
     [
-        *((stage, []) for stage in ("stage1", "lora", "tokenizer", "mel_decoder", "flow_matching")),
+        *((stage, []) for stage in ("stage1", "lora", "tokenizer", "mel_decoder", "flow_matching", "mel_and_flow")),
         ("vocoder", ["loss.pitch=true"]),
     ],
 )

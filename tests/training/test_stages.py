@@ -36,6 +36,7 @@ def expected_names(model, stage: str) -> set[str]:
         "tokenizer": {name for name in names if ".audio_tokenizer." in name},
         "mel_decoder": {name for name in names if ".audio_tokenizer.mel_decoder." in name},
         "flow_matching": {name for name in names if name.startswith("flow_matching.")},
+        "mel_and_flow": {n for n in names if ".audio_tokenizer.mel_decoder." in n or n.startswith("flow_matching.")},
         "vocoder": {name for name in names if name.startswith("vocoder.")},
     }[stage]
 
