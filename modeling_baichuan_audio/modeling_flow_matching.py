@@ -260,10 +260,17 @@ class BaichuanAudioFlowMatchingDecoder(BaichuanAudioPreTrainedModel):
         noisy_mel = (1 - remains * time[:, None, None]) * noise + time[:, None, None] * mel
         attention = self.estimator.visibility(lengths, mel.shape[1])
         velocity = self.estimator(noisy_mel, time, condition.masked_fill(dropped[:, None, None], 0.0), attention).float()
-        values = num_items * self.config.num_mel_bins
-        flow_loss = (velocity - (mel - remains * noise)).square().masked_fill(~valid, 0.0).sum() / values
-        prior_loss = (condition.float() - mel).abs().masked_fill(~valid, 0.0).sum() / values
-        return flow_loss, prior_loss
+        difference = (velocity - (mel - remains * noise)).square().masked_fill(~valid, 0.0)
+        flow_loss = difference.sum() / (num_items * self.config.num_mel_bins)
+        return flow_loss, self.prior_loss(condition, labels, lengths, num_items)
+
+    def prior_loss(
+        self, condition: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor, num_items: torch.Tensor | int
+    ) -> torch.Tensor:
+        """What mu alone is held to: its mean absolute difference from the target mel, float32 scalar; arguments as of `losses`."""
+        difference = (condition.float() - labels.float()).abs()
+        valid = length_mask(lengths, condition.shape[1])[..., None]
+        return difference.masked_fill(~valid, 0.0).sum() / (num_items * self.config.num_mel_bins)
 
     @capture_outputs
     def forward(

@@ -7,7 +7,7 @@ from ..modeling_audio_tokenizer import BaichuanAudioTokenizerModel
 from ..modeling_common import frame_lengths
 from ..modeling_flow_matching import BaichuanAudioFlowMatchingDecoder
 from ..modeling_mel_decoder import BaichuanAudioDecoderOutput
-from ..modeling_tokenizer_losses import tokenizer_losses
+from ..modeling_tokenizer_losses import check_mel_labels, tokenizer_losses
 
 
 class MelDecoderForTraining(nn.Module):
@@ -87,17 +87,30 @@ class MelAndFlowForTraining(nn.Module):
     The mel decoder and the flow-matching decoder together, on codes that stay: codes -> mels, with the losses of both.
 
     Flow matching by itself learns from the states of a mel decoder that was made for another mel. Here what it lacks in them reaches
-    the mel decoder too.
+    the mel decoder too. The velocity's gradient is noisy, though, for it depends on a random time and noise: with a frozen estimator
+    the flow loss is left out, and mel decoder and pre-net learn from what mu lacks alone.
 
     Args:
         tokenizer: its mel decoder is trained in place.
-        flow_matching: is trained in place, from the states of clips that may have fewer codebooks, as the mel decoder is.
+        flow_matching: is trained in place, from the states of clips that may have fewer codebooks, as the mel decoder is. Whether its
+            estimator is frozen is asked for at every call.
     """
 
     def __init__(self, tokenizer: BaichuanAudioTokenizerModel, flow_matching: BaichuanAudioFlowMatchingDecoder):
         super().__init__()
         self.tokenizer_side = MelDecoderForTraining(tokenizer)
         self.flow_matching = flow_matching
+
+    def _flow_losses(self, hidden_states, lengths, labels, num_items, seed) -> dict[str, torch.Tensor]:
+        """Flow matching's loss and its parts."""
+        flow = self.flow_matching
+        if any(parameter.requires_grad for parameter in flow.estimator.parameters()):
+            output = flow(hidden_states, lengths, seed=seed, labels=labels, num_items_in_batch=num_items)
+            return {"loss": output.loss, "flow_loss": output.flow_loss, "prior_loss": output.prior_loss}
+        check_mel_labels("labels", labels, hidden_states.new_empty(*hidden_states.shape[:2], flow.config.num_mel_bins))
+        condition = flow.prenet(hidden_states.to(flow.prenet.in_fc1.weight.dtype))
+        prior = flow.prior_loss(condition, labels, lengths, lengths.sum() if num_items is None else num_items)
+        return {"loss": flow.config.prior_loss_weight * prior, "prior_loss": prior}
 
     def forward(
         self,
@@ -117,21 +130,16 @@ class MelAndFlowForTraining(nn.Module):
                 `BaichuanAudioFlowMatchingDecoder.forward`.
 
         Returns:
-            `loss`, the sum of the reconstruction loss and of flow matching's, and their five parts, float32 scalars.
+            `loss`, the sum of the reconstruction loss and of flow matching's, and their parts, float32 scalars: three of the mel
+            decoder, `prior_loss`, and `flow_loss` unless the estimator is frozen.
 
         Raises:
             ValueError: labels of the wrong shape.
         """
         decoded, frames = self.tokenizer_side.decode(audio_codes, codebooks)
         losses = self.tokenizer_side.losses(decoded, frames, coarse_labels, mel_labels, num_items_in_batch)
-        flow = self.flow_matching(
-            decoded.hidden_states,
-            decoded.hidden_lengths,
-            seed=seed,
-            labels=labels,
-            num_items_in_batch=num_mel_items_in_batch,
-        )
-        return losses | {"loss": losses["loss"] + flow.loss, "flow_loss": flow.flow_loss, "prior_loss": flow.prior_loss}
+        flow = self._flow_losses(decoded.hidden_states, decoded.hidden_lengths, labels, num_mel_items_in_batch, seed)
+        return losses | flow | {"loss": losses["loss"] + flow["loss"]}
 
 
 __all__ = ["MelAndFlowForTraining", "MelDecoderForTraining"]

@@ -106,6 +106,26 @@ def test_what_flow_matching_lacks_reaches_the_mel_decoder(tiny, codes_of, wavefo
     assert all(name.startswith(heard) for name, parameter in tiny.named_parameters() if parameter.grad is not None)
 
 
+def test_with_a_frozen_estimator_only_mu_is_learnt(tiny, codes_of, waveforms):
+    codes = RememberedCodes(codes_of)(waveforms)
+    whole, _ = together(tiny, codes, waveforms, [8, 1, 4], num_mel_items_in_batch=700)
+    tiny.flow_matching.estimator.requires_grad_(False)
+    ours, _ = together(tiny, codes, waveforms, [8, 1, 4], num_mel_items_in_batch=700)
+    assert set(whole) - set(ours) == {"flow_loss"}
+    torch.testing.assert_close(ours["prior_loss"], whole["prior_loss"])
+    torch.testing.assert_close(ours["loss"], whole["loss"] - whole["flow_loss"])
+    ours["loss"].backward()
+    assert all(parameter.grad.any() for parameter in tiny.flow_matching.prenet.parameters())
+    assert all(parameter.grad is None for parameter in tiny.flow_matching.estimator.parameters())
+    with pytest.raises(ValueError, match="`labels` must be"):
+        MelAndFlowForTraining(tiny.audio_tokenizer, tiny.flow_matching)(
+            codes,
+            torch.tensor([8, 8, 8]),
+            **tokenizer_mel_targets(waveforms, tiny.audio_tokenizer.config),
+            labels=torch.zeros(3, 2, 80),
+        )
+
+
 def test_codes_and_targets_of_a_joint_batch_fit(tiny, processor, waveforms):
     """What the task makes of recordings at 24 kHz goes through the module as it is, a batch's counts with it."""
     task = make_task(tiny, processor, read_recipe("tiny/mel_and_flow", ["data.train=train.jsonl"]))
