@@ -342,17 +342,17 @@ class MelAndFlowTask(FlowMatchingTask):
     def collate(self, rows):
         batch = super().collate(rows)
         narrow = [self._at_tokenizer_rate(clip) for clip in batch["clips"]]
-        frames = torch.tensor([self.extractor.num_frames(len(clip)) for clip in batch["clips"]])
-        return batch | tokenizer_mel_targets(narrow, self.model.config.audio_tokenizer_config) | {"frames": frames}
+        return batch | tokenizer_mel_targets(narrow, self.model.config.audio_tokenizer_config)
 
     def count_targets(self, batch):
-        return torch.stack([batch["frames"].sum(), batch["lengths"].sum()])
+        code_frames = (batch["lengths"] + 1) // MEL_FRAMES_PER_CODE  # a state fewer than four for each, in every clip
+        return torch.stack([code_frames.sum(), batch["lengths"].sum()])
 
     def model_inputs(self, batch, counts):
         code_frames, mel_frames = (None, None) if counts is None else counts
         return {
             "audio_codes": self._audio_codes(batch),
-            "codebooks": self.module.tokenizer_side.draw_codebooks(len(batch["clips"])).to(batch["frames"].device),
+            "codebooks": self.module.tokenizer_side.draw_codebooks(len(batch["clips"])).to(batch["lengths"].device),
             **{name: batch[name] for name in ("coarse_labels", "mel_labels", "labels")},
             "num_items_in_batch": code_frames,
             "num_mel_items_in_batch": mel_frames,
