@@ -22,6 +22,7 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 
 
 COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5, "covered": 0}
+COUNTS |= {"again": 0, "sums": 0}
 SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
@@ -188,6 +189,25 @@ def test_voices_say_every_kind_of_sentence():
     assert not {clip.text for clip in added} & {clip.text for clip in clips if clip.split != "train"}
     begun = Counter(" ".join(clip.text.split()[:2]) for clip in clips if clip.engine == "kokoro" and clip.split == "train")
     assert begun["Let us"] == 15 and begun["My name"] >= 16
+
+
+def test_the_own_voice_says_what_others_say():
+    """Lines of the other voices and written sums, each once, beside all that a plan without them has."""
+    before = {clip.id: clip for clip in make_plan(SMALL)}
+    clips = make_plan(Plan(**COUNTS | {"again": 2000, "sums": 9}))
+    added = [clip for clip in clips if clip.id not in before]
+    assert {clip.id for clip in clips} >= set(before) and len({clip.id for clip in clips}) == len(clips)
+    assert {(clip.voice, clip.split) for clip in added} == {(OWN_VOICE, "train")}
+    kinds = Counter(clip.kind for clip in added if clip.kind != "piece")
+    assert (kinds["answer"], kinds["prompt"]) == (9, 13) and kinds["question"] > 1000
+    assert kinds["sentence"] == 33  # of 35: two are answers too, and those it says already
+    texts, own = [clip.text for clip in added if clip.kind != "piece"], [c for c in before.values() if c.voice == OWN_VOICE]
+    assert len(set(texts)) == len(texts) and not set(texts) & {clip.text for clip in own if clip.split == "train"}
+    held_out = {line.answer for line in questions() if line.held_out and line.category == "arithmetic"}
+    tested = {clip.text for clip in clips if clip.split == "test_operands" or (clip.split != "train" and clip.kind == "sentence")}
+    assert not {clip.text for clip in added} & (held_out | tested)
+    smaller = {clip.id for clip in make_plan(Plan(**COUNTS | {"again": 300, "sums": 4}))}
+    assert smaller < {clip.id for clip in clips}
 
 
 def test_pieces_are_those_of_a_reply():

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...processors.processing_baichuan_audio import split_speech_text
 from .prompts import prompts
-from .sentences import MOST_SENTENCES, Line, questions, sentences
+from .sentences import MOST_SENTENCES, Line, questions, sentences, wide_arithmetic
 
 
 TRAIN_VOICES = (
@@ -73,6 +73,8 @@ class Plan:
         prompts: prompts of telephone systems, every third in the model's own voice, the others at other pitches.
         prompt_voices: more prompts, by Kokoro's training voices.
         covered: sentences of the own voice that begin with words which none of Kokoro's training sentences begins with, by its voices.
+        again: of what other voices say in training, and of questions, so many lines in the model's own voice too.
+        sums: answers to written sums, in the model's own voice.
     """
 
     test: int = 120
@@ -83,6 +85,8 @@ class Plan:
     prompts: int = 6000
     prompt_voices: int = 400
     covered: int = 600
+    again: int = 12_000
+    sums: int = 2500
     seed: int = 0
 
 
@@ -140,7 +144,7 @@ def make_plan(plan: Plan) -> list[Clip]:
     Raises:
         ValueError: counts that are negative or too large.
     """
-    if min(plan.test, plan.valid, plan.own, plan.varied, plan.voices, plan.prompts, plan.prompt_voices, plan.covered) < 0:
+    if min(count for name, count in asdict(plan).items() if name != "seed") < 0:
         raise ValueError(f"The counts of a plan cannot be negative, got {plan}.")
     speakers = _Speakers(plan.seed)
     asked = questions()
@@ -177,22 +181,41 @@ def make_plan(plan: Plan) -> list[Clip]:
         pairs = zip(some(small, count, f"{who} small"), some(sums, count, f"{who} sums"))
         return [line for pair in pairs for line in pair][:count]
 
+    def further(clips: list[Clip], sentences: list[Line], prompts: list[Line]) -> list[Clip]:
+        """What the own voice says beyond its `clips`: lines that only others have said, and answers to written sums."""
+        said, rng = {clip.text for clip in clips}, random.Random(f"{plan.seed} further")
+        pool = [("sentence", line) for line in sentences] + [("prompt", line) for line in prompts]
+        pool += [("question", line) for line in known]
+        unsaid = list({line.text: (kind, line) for kind, line in pool if line.text not in said}.values())
+        written = sorted({line.answer for line in wide_arithmetic()} - said)
+        rng.shuffle(unsaid)
+        rng.shuffle(written)
+        lines = unsaid[: plan.again]
+        sums = [("answer", Line(text, "arithmetic")) for text in written[: plan.sums]]
+        return [
+            speakers.clip(len(clips) + number, line, kind, "train", "own")
+            for pairs in (lines, sums)
+            for number, (kind, line) in enumerate(pairs)
+        ]
+
     own_sentences = [next(lines) for _ in range(plan.own)]
     varied_sentences = [next(lines) for _ in range(plan.varied)]
     voices_sentences = list(lines)
     tested = {line.text for line in (*new_texts, *new_voices, *valid)}
     said, others = prompts(plan.prompts + plan.prompt_voices, plan.seed), iter(prompts(len(tested), plan.seed + 1))
     said = [line if line.text not in tested else next(others) for line in said]
+    others_prompts = [line for number, line in enumerate(said[: plan.prompts]) if number % 3]
     result = clips(answers.values(), "answer", "train", "own")
     result += clips(own_sentences, "sentence", "train", "own")
     result += clips(mixed(plan.own // 4, "own"), "question", "train", "own")
     result += clips(said[: plan.prompts : 3], "prompt", "train", "own")
+    result += further(result, varied_sentences + voices_sentences, others_prompts + said[plan.prompts :])
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")
     result += clips(varied_sentences, "sentence", "train", "varied")
     result += clips(mixed(plan.varied, "varied"), "question", "train", "varied")
-    result += clips([line for number, line in enumerate(said[: plan.prompts]) if number % 3], "prompt", "train", "varied")
+    result += clips(others_prompts, "prompt", "train", "varied")
     result += clips(new_voices, "sentence", "test_voice", "test")
     result += clips(some(small, plan.test // 2, "test small"), "question", "test_voice", "test")
     result += clips(some(held_out, plan.test // 2, "test held out"), "question", "test_operands", "test")
