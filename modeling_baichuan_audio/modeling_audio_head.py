@@ -47,7 +47,8 @@ class AudioHeadLayer(GradientCheckpointingLayer):
         states = states + self.self_attn(self.norm1(states), attention_mask, cache=cache)[0]
         states = self.norm2(states)  # the second residual starts from the normalised states
         mlps = self.mlps[first_position : first_position + states.shape[1]]
-        return states + torch.stack([mlp(states[:, i]) for i, mlp in enumerate(mlps)], dim=1)
+        # `unbind`, not an index for each position: its gradient is one stack, theirs a tensor of zeros each.
+        return states + torch.stack([mlp(state) for mlp, state in zip(mlps, states.unbind(1))], dim=1)
 
 
 class BaichuanAudioHead(BaichuanAudioPreTrainedModel):
@@ -87,7 +88,7 @@ class BaichuanAudioHead(BaichuanAudioPreTrainedModel):
         for layer in self.layers:
             states = layer(states, mask)
         states = self.norm(states)
-        return tuple(head(states[:, i]) for i, head in enumerate(self.heads))
+        return tuple(head(state) for head, state in zip(self.heads, states.unbind(1)))
 
     def generate_frame(
         self,

@@ -63,6 +63,7 @@ class Recipe:
         model: checkpoint to start from; also "miniature" or "untrained", see `conversion.find_checkpoint`.
         output: folder for checkpoints, metrics and the result.
         dtype: of the weights in training, "float32" or "bfloat16"; `training: {bf16: true}` computes in bfloat16 with float32 weights.
+        attn_implementation: as `from_pretrained` takes it; transformers' choice where it is null.
         loss: options of the stage's loss; `audio_frames` (LLM stages) takes the audio loss over that many frames of a batch.
         training: any argument of `transformers.TrainingArguments`.
         freeze: beginnings of parameter names that stay as they are although the stage trains them.
@@ -78,6 +79,7 @@ class Recipe:
     samples: SampleRecipe = field(default_factory=SampleRecipe)
     training: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    attn_implementation: str | None = None
     freeze: list[str] = field(default_factory=list)
     seed: int = 0
 
@@ -100,6 +102,8 @@ class Recipe:
             raise ValueError("`data.train` must name the training data.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f'`dtype` must be "float32" or "bfloat16", got {self.dtype!r}.')
+        if self.attn_implementation is not None and (not isinstance(self.attn_implementation, str) or not self.attn_implementation):
+            raise ValueError(f"`attn_implementation` must be a name or null, got {self.attn_implementation!r}.")
         if self.data.on_error not in ("skip", "raise"):
             raise ValueError(f'`data.on_error` must be "skip" or "raise", got {self.data.on_error!r}.')
         for name in ("max_tokens", "max_seconds"):

@@ -114,7 +114,7 @@ def train(recipe: Recipe, resume: bool = True) -> dict[str, Any]:
 
     # 2. The model.
     folder = find_checkpoint(recipe.model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=recipe.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=recipe.dtype, attn_implementation=recipe.attn_implementation)
     processor = AutoProcessor.from_pretrained(folder)
 
     # 3. What trains, by name.

@@ -56,6 +56,7 @@ def test_changes_win(write):
         ({"data": {"train": "x", "on_error": "shrug"}}, [], "on_error"),
         ({"stage": "vocoder", "data": {"train": "x", "pack": True}}, [], "`data.pack` is for"),
         ({"dtype": "int8"}, [], "`dtype` must be"),
+        ({"attn_implementation": 4}, [], "`attn_implementation` must be"),
         ({"data": [1]}, [], "must be a mapping"),
         ({}, ["nonsense"], "key=value"),
         ({}, ["stage.deep=1"], "no section"),

@@ -110,6 +110,16 @@ def test_packed_rows_have_the_same_losses(train_file, tiny_folder, tmp_path):
     assert packed["audio_loss"] == pytest.approx(padded["audio_loss"], rel=1e-4)
 
 
+def test_attention_implementations_have_the_same_losses(train_file, tiny_folder, tmp_path):
+    first = []
+    for name in ("eager", "sdpa"):
+        changes = ["training.max_steps=1", "samples.every=0", f"attn_implementation={name}"]
+        run("tiny/stage2", train_file, tiny_folder, tmp_path / name, *changes)
+        first.append(logged(tmp_path / name)[0])
+    for key in ("text_loss", "audio_loss", "grad_norm"):
+        assert first[0][key] == pytest.approx(first[1][key], rel=1e-4), key
+
+
 def test_streamed_rows_and_evaluation(train_file, tiny_folder, tmp_path):
     changes = ["data.streaming=true", "training.max_steps=2", "samples.every=0", "training.bf16=true"]
     run("tiny/sft", train_file, tiny_folder, tmp_path / "stream", *changes)
@@ -132,6 +142,7 @@ def test_streamed_rows_and_evaluation(train_file, tiny_folder, tmp_path):
         ("tiny/vocoder", ["loss.own_mels=2"], "`loss.own_mels` must be a number above 0 and at most 1, got 2"),
         ("tiny/tokenizer", ["loss.rooms=all"], "`loss.rooms` must be a number above 0 and at most 1, got 'all'"),
         ("tiny/tokenizer", ["loss.speed=1"], "`loss.speed` must be a number above 1 and at most 2, got 1"),
+        ("tiny/sft", ["attn_implementation=nonsense"], "nonsense"),
         ("tiny/sft", ["samples.texts=[]"], "samples.texts"),
         ("tiny/sft", ["data.max_tokens=3"], "None of the"),
         ("tiny/sft", ["data.on_error=raise"], "nowhere.wav"),
