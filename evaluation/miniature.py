@@ -73,25 +73,26 @@ def written_questions(limit: int) -> tuple[list[TestClip], list[TestClip]]:
     return picked[0], picked[1]
 
 
-def earlier_comparisons(plan: Plan, corpus_sha256: str) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+def earlier_comparisons(plan: Plan) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
     """
-    Comparisons of earlier results: they are of other checkpoints, which need not be kept to be compared with.
+    Comparisons of earlier results: they are of other checkpoints, which need not be kept to be compared with. They are asked in
+    writing, questions of the domain, so the corpus may have grown since.
 
     Returns:
         Name -> accuracies as `rows.written_rows` takes them, name -> SHA-256 of the checkpoint; those of `plan.comparisons` left out.
 
     Raises:
-        ValueError: a file that holds no results, or results of another corpus, of other judges, settings or counts of clips.
+        ValueError: a file that holds no results, or results of other judges, settings or counts of clips.
     """
     if plan.earlier is None:
         return {}, {}
     try:
         results = json.loads(plan.earlier.read_text(encoding="utf-8"))
-        found = {"corpus": results["corpus"]["sha256"], **{name: results[name] for name in ("judges", "settings", "limit")}}
+        found = {name: results[name] for name in ("judges", "settings", "limit")}
         figures, identities = results["figures"], results["comparisons"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{plan.earlier} holds no results of `eval miniature`: {error!r}.") from error
-    wanted = {"corpus": corpus_sha256, "judges": judge_versions(), "settings": plan.settings(), "limit": plan.limit}
+    wanted = {"judges": judge_versions(), "settings": plan.settings(), "limit": plan.limit}
     other = [name for name, value in wanted.items() if found[name] != value]
     if other:
         raise ValueError(f"The results of {plan.earlier} cannot be compared with: they have another {', another '.join(other)}.")
@@ -135,7 +136,7 @@ def evaluate(plan: Plan, load: Loader) -> dict[str, Any]:
         )
         return known_share, held_out_share
 
-    shares, compared = earlier_comparisons(plan, sets.sha256)
+    shares, compared = earlier_comparisons(plan)
     for name, folder in plan.comparisons.items():
         compared[name] = identities[name]["sha256"]
         shares[name] = ask_in_writing(subject_of(folder, compared[name]))

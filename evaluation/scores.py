@@ -23,7 +23,7 @@ _BEFORE = (
     (rf"(?i)\b({'|'.join(_TENS)})[ -]({'|'.join(_ORDINALS)})\b", _ordinal),
     (r"\b[A-Z]{2,}\b", lambda match: " ".join(match[0])),  # letters that were said one by one
     (r"\s*\+\s*", " plus "),
-    (r"(?<=\d)\s*[×*]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)", " times "),
+    (r"(?<=\d)\s*[×*x]\s*(?=\d)", " times "),
     (r"(?<=\d)\s*[-–−]\s+(?=\d)|(?<=\d)\s+[-–−]\s*(?=\d)", " minus "),
     (r"\s*=\s*", " is "),
     (r"\b(\d{1,2}):00\b", r"\1 o'clock"),
@@ -68,9 +68,11 @@ class TextNormalizer:
 
 
 def readings(text: str) -> list[str]:
-    """What was understood, and where it has numbers joined by a hyphen, the same as a range: "5-8" is also "five to eight"."""
-    ranged = re.sub(r"(?<=\d)-(?=\d)", " to ", text)
-    return [text] if ranged == text else [text, ranged]
+    """
+    What was understood, and where it has numbers joined by a hyphen, the same as a range and as a difference: "5-8" is also "five to
+    eight" and "five minus eight".
+    """
+    return list(dict.fromkeys([text, *(re.sub(r"(?<=\d)-(?=\d)", word, text) for word in (" to ", " minus "))]))
 
 
 def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
@@ -89,7 +91,7 @@ def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
 def word_error_rate(pairs: Iterable[tuple[str, str]], normalize: Callable[[str], str]) -> float:
     """
     Errors in all (reference, hypothesis) texts over words in all references: above 1 where much is made up. Of a hypothesis that can be
-    read in two ways (`readings`), the better one counts.
+    read in several ways (`readings`), the better one counts.
 
     Raises:
         ValueError: references without a word.

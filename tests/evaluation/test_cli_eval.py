@@ -104,10 +104,11 @@ def test_end_to_end(arguments, fake_judges, card, tmp_path, monkeypatch):
     assert len(fake_judges.asked()) == asked
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == results
 
-    # The other checkpoints need not be kept: their answers are in the results.
+    # The other checkpoints need not be kept: their answers, to written questions, are in the results, whatever corpus those are of.
+    (tmp_path / "earlier.json").write_text(json.dumps(results | {"corpus": {}}), encoding="utf-8")
     options = {name: value for name, value in arguments.items() if name not in ("two-stage", "single-stage")}
     options["json"] = tmp_path / "later.json"
-    run(options | {"earlier": tmp_path / "results.json"})
+    run(options | {"earlier": tmp_path / "earlier.json"})
     assert json.loads((tmp_path / "later.json").read_text(encoding="utf-8")) == results
     run(options)
     without = json.loads((tmp_path / "later.json").read_text(encoding="utf-8"))

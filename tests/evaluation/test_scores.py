@@ -51,6 +51,8 @@ normalize = TextNormalizer({"colour": "color"})
         ("It begins on March twenty ninth.", "It begins on March 29th."),
         ("The twenty-first of May.", "The 21st of May."),
         ("Breakfast is served until five to eight.", "Breakfast is served until 5-8."),
+        ("Nineteen minus four is fifteen.", "19-4 is 15."),
+        ("Four times seven is twenty eight.", "4x7 is 28."),
     ],
 )
 def test_what_was_understood_counts_not_how_it_is_written(said, written):
@@ -62,6 +64,8 @@ def test_what_was_understood_counts_not_how_it_is_written(said, written):
     [
         ("Two plus three is five.", "2 + 3 = 6"),
         ("Two plus three is five.", "2 - 3 = 5"),
+        ("Two plus three is five.", "2-3 is 5"),
+        ("Nineteen minus four is fifteen.", "19-4 is 16."),
         ("It is three o'clock.", "It is 3:30."),
         ("The number is eight seven zero.", "The number is 807."),
         ("The number is zero two nine.", "The number is 29."),
