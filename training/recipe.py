@@ -102,7 +102,9 @@ class Recipe:
             raise ValueError("`data.train` must name the training data.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f'`dtype` must be "float32" or "bfloat16", got {self.dtype!r}.')
-        if self.attn_implementation is not None and (not isinstance(self.attn_implementation, str) or not self.attn_implementation):
+        if self.attn_implementation is not None and (
+            not isinstance(self.attn_implementation, str) or not self.attn_implementation
+        ):
             raise ValueError(f"`attn_implementation` must be a name or null, got {self.attn_implementation!r}.")
         if self.data.on_error not in ("skip", "raise"):
             raise ValueError(f'`data.on_error` must be "skip" or "raise", got {self.data.on_error!r}.')
