@@ -73,7 +73,7 @@ class Plan:
         prompts: prompts of telephone systems, every third in the model's own voice, the others at other pitches.
         prompt_voices: more prompts, by Kokoro's training voices.
         covered: sentences of the own voice that begin with words which none of Kokoro's training sentences begins with, by its voices.
-        again: of what other voices say in training, and of questions, so many lines in the model's own voice too.
+        again: of what other voices say in training, and of questions, at most so many lines in the model's own voice too.
         sums: answers to written sums, in the model's own voice.
     """
 
