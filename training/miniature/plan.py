@@ -181,21 +181,18 @@ def make_plan(plan: Plan) -> list[Clip]:
         pairs = zip(some(small, count, f"{who} small"), some(sums, count, f"{who} sums"))
         return [line for pair in pairs for line in pair][:count]
 
-    def further(clips: list[Clip], sentences: list[Line], prompts: list[Line]) -> list[Clip]:
-        """What the own voice says beyond its `clips`: lines that only others have said, and answers to written sums."""
-        said, rng = {clip.text for clip in clips}, random.Random(f"{plan.seed} further")
-        pool = [("sentence", line) for line in sentences] + [("prompt", line) for line in prompts]
-        pool += [("question", line) for line in known]
+    def further(own: list[Clip], pool: list[tuple[str, Line]]) -> list[Clip]:
+        """What the own voice says beyond its clips `own`: lines of a pool of (kind, line), and answers to written sums."""
+        said, rng = {clip.text for clip in own}, random.Random(f"{plan.seed} further")
         unsaid = list({line.text: (kind, line) for kind, line in pool if line.text not in said}.values())
         written = sorted({line.answer for line in wide_arithmetic()} - said)
         rng.shuffle(unsaid)
         rng.shuffle(written)
-        lines = unsaid[: plan.again]
-        sums = [("answer", Line(text, "arithmetic")) for text in written[: plan.sums]]
+        results = [("answer", Line(text, "arithmetic")) for text in written[: plan.sums]]
         return [
-            speakers.clip(len(clips) + number, line, kind, "train", "own")
-            for pairs in (lines, sums)
-            for number, (kind, line) in enumerate(pairs)
+            speakers.clip(len(own) + number, line, kind, "train", "own")
+            for drawn in (unsaid[: plan.again], results)
+            for number, (kind, line) in enumerate(drawn)
         ]
 
     own_sentences = [next(lines) for _ in range(plan.own)]
@@ -209,7 +206,9 @@ def make_plan(plan: Plan) -> list[Clip]:
     result += clips(own_sentences, "sentence", "train", "own")
     result += clips(mixed(plan.own // 4, "own"), "question", "train", "own")
     result += clips(said[: plan.prompts : 3], "prompt", "train", "own")
-    result += further(result, varied_sentences + voices_sentences, others_prompts + said[plan.prompts :])
+    elsewhere = [("sentence", line) for line in varied_sentences + voices_sentences]
+    elsewhere += [("prompt", line) for line in others_prompts + said[plan.prompts :]]
+    result += further(result, elsewhere + [("question", line) for line in known])
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")
