@@ -47,7 +47,7 @@ setup(
     package_dir={NAME: NAME, **{f"{NAME}.{part}": part.replace(".", "/") for part in PARTS}},
     cmdclass={"build_py": BuildWithCard},
     package_data={
-        f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml", "miniature/*.gz"],
+        f"{NAME}.training": ["recipes/*.yaml", "recipes/*/*.yaml", "miniature/*.xz"],
         f"{NAME}.evaluation": ["judges.txt"],
         f"{NAME}.miniature": ["*.json", "*.jinja", "*.safetensors"],
     },

@@ -1,8 +1,9 @@
 """From a manifest to training rows, and from trained parts to the released folder; speech is replaced by short noise."""
 
-import gzip
 import json
+import lzma
 import random
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from modeling_baichuan_audio.training.miniature.assemble import assemble
 from modeling_baichuan_audio.training.miniature.corpus import REFERENCE, agreement, read_manifest, write_manifest
 from modeling_baichuan_audio.training.miniature.curves import draw, read_curves
 from modeling_baichuan_audio.training.miniature.plan import Plan, make_plan
-from modeling_baichuan_audio.training.miniature.rows import FILLER, _changed, copy_rows, write_rows
+from modeling_baichuan_audio.training.miniature.rows import FILLER, LONGER, _changed, copy_rows, longer_transcriptions, write_rows
 from modeling_baichuan_audio.training.miniature.sentences import questions
 from modeling_baichuan_audio.training.miniature.start import train_tokenizer
 from modeling_baichuan_audio.training.rows import parse_row
@@ -27,7 +28,9 @@ from modeling_baichuan_audio.training.rows import parse_row
 def corpus(tmp_path_factory):
     """Some clips of every kind and split, as noise of half a second; the others are still missing."""
     folder, rng, seen = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), {}
-    clips = make_plan(Plan(test=4, valid=2, own=30, varied=4, voices=3, prompts=6, prompt_voices=0, again=6, sums=3))
+    clips = make_plan(
+        Plan(test=4, valid=2, own=30, varied=4, voices=3, prompts=6, prompt_voices=0, again=6, sums=3, more=3, phrases=3)
+    )
     asked = {clip.answer for clip in clips if clip.kind == "question"}
     for clip in clips:
         key = (clip.split, clip.kind)
@@ -56,15 +59,15 @@ def test_manifest_describes_what_is_there(corpus):
 
 def test_a_corpus_is_compared_with_the_reference(corpus, tmp_path):
     entries = read_manifest(corpus)
-    reference = tmp_path / "manifest.jsonl.gz"
+    reference = tmp_path / "manifest.jsonl.xz"
     other = [entries[0], entries[1] | {"sha256": "0" * 64}, entries[2] | {"path": "elsewhere.wav"}]
-    reference.write_bytes(gzip.compress("".join(json.dumps(entry) + "\n" for entry in other).encode()))
+    reference.write_bytes(lzma.compress("".join(json.dumps(entry) + "\n" for entry in other).encode()))
     assert "Of the 3 clips of the shipped miniature 2 are here, 1 of them" in agreement(entries, reference)
-    assert agreement(entries, tmp_path / "missing.gz") == ""
+    assert agreement(entries, tmp_path / "missing.xz") == ""
 
 
 def test_the_shipped_manifest_describes_every_clip():
-    with gzip.open(REFERENCE, "rt", encoding="utf-8") as file:
+    with lzma.open(REFERENCE, "rt", encoding="utf-8") as file:
         entries = [json.loads(line) for line in file]
     assert sum(entry["duration"] for entry in entries) > 8 * 3600
     assert all(entry["text"] and entry["voice"] and len(entry["sha256"]) == 64 for entry in entries)
@@ -115,6 +118,7 @@ def test_spoken_rows_parse_and_end_in_speech(corpus, tiny_folder):
     assert {"asr", "tts", "itts", "chat"} <= {row["task"] for row in speech}
     spoken = [row for row in chat if row.get("speech")]
     assert spoken and all([part["type"] for part in row["messages"][-1]["content"]] == ["text", "audio"] for row in spoken)
+    assert len(lines(target / "longer.jsonl")) == LONGER
     heard = [row for row in chat if row["task"] == "chat" and not isinstance(row["messages"][-2]["content"], str)]
     assert heard and all(len(row["messages"][-2]["content"][0]["audio_codes"]) == 8 for row in heard)
 
@@ -129,6 +133,20 @@ def test_true_voices_are_heard_at_three_speeds_and_through_two_rooms(corpus, tin
         assert len(heard) == 5 and sorted(len(codes[0]) for codes in heard) == [5, 6, 6, 6, 7]
     own = {entry["text"] for entry in entries if entry["voice"] == "heart" and entry["kind"] == "sentence"}
     assert all(sum(row["segments"][1]["text"] == text for row in rows) == 1 for text in own)
+
+
+def test_longer_transcriptions_are_clips_in_a_row():
+    rows = [{"task": "asr", "segments": [{"audio_codes": [[n] * n] * 8}, {"text": f"Word {n}."}]} for n in range(1, 6)]
+    longer = list(longer_transcriptions(rows, 50, random.Random(0)))
+    assert len(longer) == 50 and not list(longer_transcriptions([], 5, random.Random(0)))
+    sizes = set()
+    for row in longer:
+        heard, said = row["segments"]
+        numbers = [int(number) for number in re.findall(r"Word (\d)\.", said["text"])]
+        assert heard["audio_codes"] == [[number for number in numbers for _ in range(number)]] * 8
+        parse_row(row)
+        sizes.add(len(numbers))
+    assert sizes == {2, 3, 4, 5, 6}
 
 
 def test_a_room_is_the_same_every_time_and_another_one_for_every_clip():

@@ -6,6 +6,8 @@ from collections import Counter
 import pytest
 
 from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
+from modeling_baichuan_audio.training.miniature import facts
+from modeling_baichuan_audio.training.miniature.phrases import phrases
 from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan, uncovered
 from modeling_baichuan_audio.training.miniature.prompts import WORDS as COMMON_WORDS
 from modeling_baichuan_audio.training.miniature.prompts import prompts
@@ -22,7 +24,7 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 
 
 COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5, "covered": 0}
-COUNTS |= {"again": 0, "sums": 0}
+COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0}
 SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
@@ -208,6 +210,36 @@ def test_the_own_voice_says_what_others_say():
     assert not {clip.text for clip in added} & (held_out | tested)
     smaller = {clip.id for clip in make_plan(Plan(**COUNTS | {"again": 300, "sums": 4}))}
     assert smaller < {clip.id for clip in clips}
+
+
+def test_the_own_voice_says_what_nobody_says():
+    """Sentences that are left over and phrases: no text twice, none that is tested, all that the plan has without them the same."""
+    before = {clip.id: clip for clip in make_plan(SMALL)}
+    clips = make_plan(Plan(**COUNTS | {"more": 300, "phrases": 200}))
+    added = [clip for clip in clips if clip.id not in before]
+    assert {clip.id for clip in clips} >= set(before) and len({clip.id for clip in clips}) == len(clips)
+    assert {(clip.voice, clip.split) for clip in added} == {(OWN_VOICE, "train")}
+    texts = [clip.text for clip in added if clip.kind == "sentence"]
+    assert (
+        len(set(texts)) == len(texts) == 500
+        and Counter(clip.category for clip in added if clip.kind == "sentence")["phrase"] == 200
+    )
+    assert not set(texts) & {clip.text for clip in before.values()}
+    pieces = Counter(clip.id.rpartition("-")[0] for clip in added if clip.kind == "piece")
+    wholes = {clip.id: len(split_speech_text(clip.text)) for clip in added if clip.kind == "sentence"}
+    assert pieces == {name: count for name, count in wholes.items() if count > 1}
+
+
+def test_phrases_bring_the_words_of_answers_and_letters():
+    many = phrases(3000, seed=1)
+    texts = [line.text for line in many]
+    assert len(set(texts)) == 3000 and phrases(500, seed=1) == many[:500] != phrases(500, seed=2)
+    assert all(re.fullmatch(r"[A-Z][A-Za-z',. ]*\.", text) for text in texts)
+    said = Counter(" ".join(texts).replace(",", "").replace(".", "").split())
+    answers = [*facts.CAPITALS.values(), *facts.SOUNDS.values(), *facts.LETTERS]
+    assert min(said[word] for answer in answers for word in answer.split()) >= 1
+    words = [found[1].lower() for text in texts if (found := re.match(r"(?:My name is )?(\w\w+)(?: is spelled|,) [A-Z],", text))]
+    assert 400 < len(words) < 600 and not set(words) & {word.lower() for word in (*facts.SPELLED, *facts.PEOPLE)}
 
 
 def test_pieces_are_those_of_a_reply():

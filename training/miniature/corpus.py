@@ -1,13 +1,14 @@
 """Makes the miniature model's corpus: `python -m modeling_baichuan_audio.training.miniature.corpus FOLDER`.
 
 The folder gets `assets/` (see `assets.py`), WAV files in a folder for each split, and `manifest.jsonl`. Called again it goes on where
-it stopped; clips depend on the counts and the seed alone. `manifest.jsonl.gz` beside this file is the manifest of the corpus that the
+it stopped; clips depend on the counts and the seed alone. `manifest.jsonl.xz` beside this file is the manifest of the corpus that the
 shipped miniature was trained on; the command says how much of it it has made again.
 """
 
 import argparse
 import gzip
 import json
+import lzma
 import os
 import random
 import re
@@ -25,7 +26,7 @@ from .plan import Clip, Plan, make_plan
 
 
 SPEAK = Path(__file__).parent / "speak.py"
-REFERENCE = Path(__file__).parent / "manifest.jsonl.gz"
+REFERENCE = Path(__file__).parent / "manifest.jsonl.xz"
 # Debian's asterisk-core-sounds-en-g722 and asterisk-core-sounds-en, CC BY-SA 3.0: recorded by a person.
 _PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 _TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -129,7 +130,7 @@ def agreement(entries: list[dict[str, Any]], reference: Path = REFERENCE) -> str
     """How many of the reference's clips are here, and how many of those are the same to the bit; empty without a reference."""
     if not reference.is_file():
         return ""
-    with gzip.open(reference, "rt", encoding="utf-8") as file:
+    with lzma.open(reference, "rt", encoding="utf-8") as file:
         expected = {entry["path"]: entry["sha256"] for entry in map(json.loads, file)}
     made = {entry["path"]: entry["sha256"] for entry in entries if entry["path"] in expected}
     same = sum(expected[path] == digest for path, digest in made.items())

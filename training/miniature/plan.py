@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...processors.processing_baichuan_audio import split_speech_text
+from .phrases import phrases
 from .prompts import prompts
 from .sentences import MOST_SENTENCES, Line, questions, sentences, wide_arithmetic
 
@@ -75,6 +76,8 @@ class Plan:
         covered: sentences of the own voice that begin with words which none of Kokoro's training sentences begins with, by its voices.
         again: of what other voices say in training, and of questions, at most so many lines in the model's own voice too.
         sums: answers to written sums, in the model's own voice.
+        more: of the sentences that nobody says so far, at most so many in the model's own voice.
+        phrases: phrases in ever new order and spelled words, in the model's own voice.
     """
 
     test: int = 120
@@ -87,11 +90,14 @@ class Plan:
     covered: int = 600
     again: int = 12_000
     sums: int = 2500
+    more: int = 9000
+    phrases: int = 6000
     seed: int = 0
 
 
 class _Speakers:
-    """Draws voices, speeds and seeds; every clip has a stream of its own, so that a larger plan repeats a smaller one."""
+    """Draws voices, speeds and seeds; every clip has a stream of its own, so that a larger plan repeats a smaller one
+    (of what the own voice says beyond its sentences, as far as `own` and `prompts` stay)."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -209,6 +215,10 @@ def make_plan(plan: Plan) -> list[Clip]:
     elsewhere = [("sentence", line) for line in varied_sentences + voices_sentences]
     elsewhere += [("prompt", line) for line in others_prompts + said[plan.prompts :]]
     result += further(result, elsewhere + [("question", line) for line in known])
+    tested_or_said = tested | {clip.text for clip in result} | told
+    unsaid = [line for line in everything[total:] if line.text not in tested_or_said][: plan.more]
+    unsaid += [line for line in phrases(plan.phrases, plan.seed) if line.text not in tested_or_said]
+    result += [speakers.clip(len(result) + number, line, "sentence", "train", "own") for number, line in enumerate(unsaid)]
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")

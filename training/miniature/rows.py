@@ -14,6 +14,7 @@ With the checkpoint whose tokenizer is trained, every clip is encoded once and t
 |---|---|---|
 | `speech.jsonl`, `speech-valid.jsonl` | transcription and speech, with a share of the written rows | stages 1 and 2 |
 | `chat.jsonl` | questions, spoken or written, with answers, written or spoken, all sums, some transcription and speech | fine-tuning |
+| `longer.jsonl` | transcriptions of several clips in a row | fine-tuning |
 """
 
 import argparse
@@ -42,6 +43,7 @@ from .sentences import longer_sums, questions, wide_arithmetic, wide_comparisons
 FILLER = "_"  # no text of the domain has it
 COPIES = 40_000
 LONGER_SUMS = 12_000
+LONGER = 6000
 SPEEDS = (0.9, 1.1)
 ROOMS = ("room0", "room1")
 Entry = dict[str, Any]
@@ -136,6 +138,20 @@ def _changed(extractor: BaichuanAudioFeatureExtractor, samples: np.ndarray, name
 
 def _transcription(entry: Entry, codes: list) -> Row:
     return {"task": "asr", "segments": [{"audio_codes": codes}, {"text": entry["text"]}]}
+
+
+def longer_transcriptions(rows: list[Row], count: int, rng: random.Random) -> Iterator[Row]:
+    """
+    Transcriptions of two to six clips in a row, of any voices: recordings of people are longer than any sentence of the corpus.
+
+    Args:
+        rows: transcriptions of single clips. count: of rows.
+    """
+    for _ in range(count if rows else 0):
+        clips = [row["segments"] for row in rng.choices(rows, k=rng.randint(2, 6))]
+        books = zip(*(heard["audio_codes"] for heard, _ in clips))
+        codes = [[code for clip in book for code in clip] for book in books]
+        yield _transcription({"text": " ".join(said["text"] for _, said in clips)}, codes)
 
 
 def _speech(entry: Entry, codes: list) -> Row:
@@ -233,6 +249,8 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
     write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sums, 1500), target / "speech.jsonl")
     write_rows_file(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
     write_rows_file(chat + _asked() + sums + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    heard = [row for row in speech if row["task"] == "asr"]
+    write_rows_file(longer_transcriptions(heard, LONGER, random.Random(seed)), target / "longer.jsonl")
     return target
 
 

@@ -177,7 +177,7 @@ def questions() -> list[Line]:
 # Sentences: one function a grammar, each drawing one sentence.
 
 
-def _time(rng: random.Random) -> str:
+def clock_time(rng: random.Random) -> str:
     hour = number(rng.randint(1, 12))
     return rng.choice(
         [
@@ -192,7 +192,7 @@ def _time(rng: random.Random) -> str:
     )
 
 
-def _date(rng: random.Random) -> str:
+def date(rng: random.Random) -> str:
     return f"{rng.choice(facts.MONTHS)} {rng.choice(facts.ORDINALS)}"
 
 
@@ -200,14 +200,14 @@ def _time_sentence(rng):
     place, day = rng.choice(facts.PLACES), rng.choice(facts.DAYS)
     return rng.choice(
         [
-            f"It is {_time(rng)}.",
-            f"The train leaves at {_time(rng)}.",
-            f"The meeting starts at {_time(rng)} on {day}.",
-            f"Please be at {place} at {_time(rng)}.",
-            f"We will meet at {place} at {_time(rng)}.",
-            f"The bus to {place} comes at {_time(rng)}.",
-            f"Breakfast is served until {_time(rng)}.",
-            f"I woke up at {_time(rng)} this morning.",
+            f"It is {clock_time(rng)}.",
+            f"The train leaves at {clock_time(rng)}.",
+            f"The meeting starts at {clock_time(rng)} on {day}.",
+            f"Please be at {place} at {clock_time(rng)}.",
+            f"We will meet at {place} at {clock_time(rng)}.",
+            f"The bus to {place} comes at {clock_time(rng)}.",
+            f"Breakfast is served until {clock_time(rng)}.",
+            f"I woke up at {clock_time(rng)} this morning.",
         ]
     )
 
@@ -216,13 +216,13 @@ def _date_sentence(rng):
     person = rng.choice(facts.PEOPLE)
     return rng.choice(
         [
-            f"Today is {rng.choice(facts.DAYS)}, {_date(rng)}.",
-            f"{person} was born on {_date(rng)}.",
-            f"The holiday begins on {_date(rng)}.",
-            f"My birthday is on {_date(rng)}.",
-            f"The office is closed on {_date(rng)}.",
-            f"{person} will arrive on {rng.choice(facts.DAYS)}, {_date(rng)}.",
-            f"The concert is on {_date(rng)} at {_time(rng)}.",
+            f"Today is {rng.choice(facts.DAYS)}, {date(rng)}.",
+            f"{person} was born on {date(rng)}.",
+            f"The holiday begins on {date(rng)}.",
+            f"My birthday is on {date(rng)}.",
+            f"The office is closed on {date(rng)}.",
+            f"{person} will arrive on {rng.choice(facts.DAYS)}, {date(rng)}.",
+            f"The concert is on {date(rng)} at {clock_time(rng)}.",
         ]
     )
 
