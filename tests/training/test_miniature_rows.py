@@ -4,6 +4,7 @@ import json
 import lzma
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ def test_written_rows_need_no_codes_and_hold_nothing_back(corpus):
     assert "What is the capital of France?" in asked
     assert not asked & {line.text for line in questions() if line.held_out}
     assert all((target / row["segments"][0]["audio"]).resolve().is_file() for row in audio)
+    times = Counter(row["segments"][0]["audio"].removeprefix("../") for row in audio)
+    often: dict[str, set[int]] = {}
+    for entry in read_manifest(corpus):
+        small = entry["kind"] == "answer" and entry["category"] not in ("arithmetic", "comparison")
+        often.setdefault("small answer" if small else entry["engine"], set()).add(times.get(entry["path"], 0))
+    assert often == {"small answer": {30}, "kokoro": {0, 5}, "hibari": {0, 1}}, "tests are in no row"
 
 
 def test_words_to_be_repeated(corpus):

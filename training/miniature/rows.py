@@ -113,8 +113,10 @@ def sum_rows() -> list[Row]:
 
 
 def _recordings(entry: Entry) -> list[Row]:
-    """A clip, to be read from the manifest's folder; those of the few true voices five times."""
+    """A clip, to be read from the manifest's folder; those of the few true voices five times, answers but for sums thirty times."""
     row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
+    if entry["kind"] == "answer" and entry["category"] not in ("arithmetic", "comparison"):
+        return [row] * 30
     return [row] * (5 if entry["engine"] == "kokoro" else 1)
 
 
