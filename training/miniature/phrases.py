@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from . import facts
 from .prompts import WORDS
-from .sentences import Line, clock_time, date, number, spelled
+from .sentences import Line, capitalized, clock_time, date, distinct, number, spelled
 
 
 # What is spelled in questions and in tested sentences is spelled there alone.
@@ -99,8 +99,9 @@ def _letters(rng: random.Random) -> str:
 
 def phrases(count: int, seed: int = 0) -> list[Line]:
     """`count` distinct lines, one of four of them letters; a longer list from the same seed starts with the shorter one."""
-    rng, found = random.Random(f"{seed} phrases"), {}
-    while len(found) < count:
-        text = rng.choices((_list, _spelling, _letters), (0.75, 0.17, 0.08))[0](rng)
-        found.setdefault(text[0].upper() + text[1:] + ".", None)
-    return [Line(text, "phrase") for text in found]
+    rng = random.Random(f"{seed} phrases")
+
+    def draw() -> Line:
+        return Line(capitalized(rng.choices((_list, _spelling, _letters), (0.75, 0.17, 0.08))[0](rng)) + ".", "phrase")
+
+    return distinct(draw, count)

@@ -9,7 +9,7 @@ from typing import Any
 from ...processors.processing_baichuan_audio import split_speech_text
 from .phrases import phrases
 from .prompts import prompts
-from .sentences import MOST_SENTENCES, Line, questions, sentences, wide_arithmetic
+from .sentences import MOST_SENTENCES, SUMS, Line, questions, sentences, wide_arithmetic
 
 
 TRAIN_VOICES = (
@@ -175,12 +175,12 @@ def make_plan(plan: Plan) -> list[Clip]:
             drawn += rng.sample(pool, len(pool))
         return drawn[:count]
 
-    def clips(pool, kind: str, split: str, who: str) -> list[Clip]:
-        return [speakers.clip(number, line, kind, split, who) for number, line in enumerate(pool)]
+    def clips(pool, kind: str, split: str, who: str, first: int = 0) -> list[Clip]:
+        return [speakers.clip(number, line, kind, split, who) for number, line in enumerate(pool, first)]
 
     answers = {line.answer: Line(line.answer, line.category) for line in known}
-    small = [line for line in known if line.category not in ("arithmetic", "comparison")]
-    sums = [line for line in known if line.category in ("arithmetic", "comparison")]
+    small = [line for line in known if line.category not in SUMS]
+    sums = [line for line in known if line.category in SUMS]
 
     def mixed(count: int, who: str) -> list[Line]:
         """Questions to be heard, the small facts as often as the sums."""
@@ -218,7 +218,7 @@ def make_plan(plan: Plan) -> list[Clip]:
     tested_or_said = tested | {clip.text for clip in result} | told
     unsaid = [line for line in everything[total:] if line.text not in tested_or_said][: plan.more]
     unsaid += [line for line in phrases(plan.phrases, plan.seed) if line.text not in tested_or_said]
-    result += [speakers.clip(len(result) + number, line, "sentence", "train", "own") for number, line in enumerate(unsaid)]
+    result += clips(unsaid, "sentence", "train", "own", first=len(result))
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")
@@ -230,7 +230,7 @@ def make_plan(plan: Plan) -> list[Clip]:
     result += clips(some(held_out, plan.test // 2, "test held out"), "question", "test_operands", "test")
     result += clips(said[plan.prompts :], "prompt", "train", "train")
     missing = uncovered(own_sentences + varied_sentences, voices_sentences, plan.covered)
-    result += [speakers.clip(plan.voices + number, line, "sentence", "train", "train") for number, line in enumerate(missing)]
+    result += clips(missing, "sentence", "train", "train", first=plan.voices)
     spoken_questions = clips(mixed(plan.voices, "train"), "question", "train", "train")
     pairs = zip(clips(voices_sentences, "sentence", "train", "train"), spoken_questions)
     result += [clip for pair in pairs for clip in pair]

@@ -7,7 +7,7 @@ among its first 10,000 sentences.
 import random
 
 from . import facts
-from .sentences import Line, number
+from .sentences import Line, capitalized, distinct, number
 
 
 KEYS = "the pound key/the star key/zero/one/two/three/four/five/six/seven/eight/nine".split("/")
@@ -200,9 +200,11 @@ def _word_list(rng: random.Random) -> str:
 
 def prompts(count: int, seed: int = 0) -> list[Line]:
     """`count` distinct sentences, three of four of telephone systems; a longer list from the same seed starts with the shorter one."""
-    rng, found = random.Random(f"{seed} prompts"), {}
-    while len(found) < count:
+    rng = random.Random(f"{seed} prompts")
+
+    def draw() -> Line:
         text = _prompt(rng) if rng.random() < 0.75 else _word_list(rng)
         asks = text.split(", ")[-1].split()[0] in ("which", "are")
-        found.setdefault(text[0].upper() + text[1:] + ("?" if asks else "."), None)
-    return [Line(text, "prompt") for text in found]
+        return Line(capitalized(text) + ("?" if asks else "."), "prompt")
+
+    return distinct(draw, count)

@@ -37,7 +37,7 @@ from ..audio_codes import AudioCodeEncoder
 from ..augmentation import through_a_room
 from .corpus import read_manifest
 from .plan import OWN_VOICE
-from .sentences import longer_sums, questions, wide_arithmetic, wide_comparisons
+from .sentences import SUMS, longer_sums, questions, wide_arithmetic, wide_comparisons
 
 
 FILLER = "_"  # no text of the domain has it
@@ -115,7 +115,7 @@ def sum_rows() -> list[Row]:
 def _recordings(entry: Entry) -> list[Row]:
     """A clip, to be read from the manifest's folder; those of the few true voices five times, answers but for sums thirty times."""
     row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
-    if entry["kind"] == "answer" and entry["category"] not in ("arithmetic", "comparison"):
+    if entry["kind"] == "answer" and entry["category"] not in SUMS:
         return [row] * 30
     return [row] * (5 if entry["engine"] == "kokoro" else 1)
 

@@ -9,6 +9,7 @@ from . import facts
 
 
 MOST_SENTENCES = 20_000  # more would be near copies of one another
+SUMS = ("arithmetic", "comparison")  # categories of questions with a number for an answer; the others are small facts
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,17 @@ def _is_held_out(operation: str, one: int, two: int) -> bool:
     return digest[0] / 256 < 0.12
 
 
-def _capital(text: str) -> str:
+def capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+def distinct(draw: Callable[[], Line], count: int) -> list[Line]:
+    """`count` lines of different texts, as they are drawn."""
+    found: dict[str, Line] = {}
+    while len(found) < count:
+        line = draw()
+        found.setdefault(line.text, line)
+    return list(found.values())
 
 
 def _arithmetic() -> Iterator[Line]:
@@ -66,7 +76,7 @@ def _arithmetic() -> Iterator[Line]:
         pair = ("plus", b, a - b) if operation == "minus" else (operation, a, b)
         held_out = _is_held_out(*pair) and (operation != "times" or a < b)
         said = f"{number(a)} {operation} {number(b)}"
-        answer = f"{_capital(said)} is {number(result)}."
+        answer = f"{capitalized(said)} is {number(result)}."
         for question in (f"What is {said}?", f"How much is {said}?"):
             yield Line(question, "arithmetic", answer, held_out)
 
@@ -76,7 +86,7 @@ SPOKEN = 20  # most numbers of spoken sums are at most this
 
 
 def _sum_lines(said: str, result: int) -> list[Line]:
-    answer = f"{_capital(said)} is {number(result)}."
+    answer = f"{capitalized(said)} is {number(result)}."
     return [Line(f"{asked} {said}?", "arithmetic", answer) for asked in ("What is", "How much is")]
 
 
@@ -112,7 +122,7 @@ def longer_sums(count: int, seed: int = 0) -> list[Line]:
 
 
 def _comparison(a: int, b: int) -> Line:
-    more = f"{_capital(number(max(a, b)))} is bigger."
+    more = f"{capitalized(number(max(a, b)))} is bigger."
     return Line(f"Which is bigger, {number(a)} or {number(b)}?", "comparison", more, _is_held_out("bigger", a, b))
 
 
@@ -136,11 +146,11 @@ def _small_facts() -> Iterator[Line]:
         for one, other in (pair, pair[::-1]):
             yield Line(f"What is the opposite of {one}?", "opposite", f"The opposite of {one} is {other}.")
     for thing, colour in facts.COLOURS.items():
-        yield Line(f"What color is {thing}?", "color", f"{_capital(thing)} is {colour}.")
+        yield Line(f"What color is {thing}?", "color", f"{capitalized(thing)} is {colour}.")
     for animal, sound in facts.SOUNDS.items():
         yield Line(f"What does a {animal} say?", "animal", f"A {animal} says {sound}.")
     for animal, legs in facts.LEGS.items():
-        yield Line(f"How many legs does {animal} have?", "animal", f"{_capital(animal)} has {legs} legs.")
+        yield Line(f"How many legs does {animal} have?", "animal", f"{capitalized(animal)} has {legs} legs.")
     for question, answer in facts.UNITS.items():
         yield Line(f"How many {question}?", "unit", f"There are {answer}.")
 
@@ -153,7 +163,9 @@ def _orders() -> Iterator[Line]:
             yield Line(f"What {what} comes before {name}?", what, f"{before} comes before {name}.")
     for value in range(1, 41):
         yield Line(
-            f"What number comes after {number(value)}?", "number", f"{_capital(number(value + 1))} comes after {number(value)}."
+            f"What number comes after {number(value)}?",
+            "number",
+            f"{capitalized(number(value + 1))} comes after {number(value)}.",
         )
     for one, two in zip(facts.LETTERS, facts.LETTERS[1:]):
         yield Line(f"What letter comes after {one}?", "letter", f"{two} comes after {one}.")
@@ -165,7 +177,7 @@ def spelled(word: str) -> str:
 
 def _spelling() -> Iterator[Line]:
     for word in facts.SPELLED:
-        yield Line(f"How do you spell {word}?", "spelling", f"{_capital(word)} is spelled {spelled(word)}.")
+        yield Line(f"How do you spell {word}?", "spelling", f"{capitalized(word)} is spelled {spelled(word)}.")
 
 
 def questions() -> list[Line]:
@@ -249,7 +261,7 @@ def _number_sentence(rng):
 
 def _spelling_sentence(rng):
     word = rng.choice([*facts.SPELLED, *facts.PEOPLE])
-    return rng.choice([f"{_capital(word)} is spelled {spelled(word)}.", f"My name is {word}, {spelled(word)}."])
+    return rng.choice([f"{capitalized(word)} is spelled {spelled(word)}.", f"My name is {word}, {spelled(word)}."])
 
 
 def _menu_sentence(rng):
@@ -340,8 +352,9 @@ def sentences(count: int, seed: int = 0) -> list[Line]:
         raise ValueError(f"`count` must be 0 to {MOST_SENTENCES}, got {count}.")
     rng = random.Random(seed)
     names, weights = list(GRAMMARS), [weight for _, weight in GRAMMARS.values()]
-    found: dict[str, str] = {}
-    while len(found) < count:
+
+    def draw() -> Line:
         name = rng.choices(names, weights)[0]
-        found.setdefault(_capital(GRAMMARS[name][0](rng)), name)
-    return [Line(text, name) for text, name in found.items()]
+        return Line(capitalized(GRAMMARS[name][0](rng)), name)
+
+    return distinct(draw, count)
