@@ -30,7 +30,20 @@ def corpus(tmp_path_factory):
     """Some clips of every kind and split, as noise of half a second; the others are still missing."""
     folder, rng, seen = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), {}
     clips = make_plan(
-        Plan(test=4, valid=2, own=30, varied=4, voices=3, prompts=6, prompt_voices=0, again=6, sums=3, more=3, phrases=3)
+        Plan(
+            test=4,
+            valid=2,
+            own=30,
+            varied=4,
+            voices=3,
+            prompts=6,
+            prompt_voices=0,
+            again=6,
+            sums=3,
+            more=3,
+            phrases=3,
+            balanced=3,
+        )
     )
     asked = {clip.answer for clip in clips if clip.kind == "question"}
     for clip in clips:

@@ -7,6 +7,7 @@ import pytest
 
 from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
 from modeling_baichuan_audio.training.miniature import facts
+from modeling_baichuan_audio.training.miniature.balanced import balanced, vocabulary, words
 from modeling_baichuan_audio.training.miniature.phrases import phrases
 from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan, uncovered
 from modeling_baichuan_audio.training.miniature.prompts import WORDS as COMMON_WORDS
@@ -24,7 +25,7 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 
 
 COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5, "covered": 0}
-COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0}
+COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0, "balanced": 0}
 SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
@@ -213,17 +214,15 @@ def test_the_own_voice_says_what_others_say():
 
 
 def test_the_own_voice_says_what_nobody_says():
-    """Sentences that are left over and phrases: no text twice, none that is tested, all that the plan has without them the same."""
+    """Sentences left over, phrases, rare words: no text twice, none that is tested, all that the plan has without them the same."""
     before = {clip.id: clip for clip in make_plan(SMALL)}
-    clips = make_plan(Plan(**COUNTS | {"more": 300, "phrases": 200}))
+    clips = make_plan(Plan(**COUNTS | {"more": 300, "phrases": 200, "balanced": 100}))
     added = [clip for clip in clips if clip.id not in before]
     assert {clip.id for clip in clips} >= set(before) and len({clip.id for clip in clips}) == len(clips)
     assert {(clip.voice, clip.split) for clip in added} == {(OWN_VOICE, "train")}
     texts = [clip.text for clip in added if clip.kind == "sentence"]
-    assert (
-        len(set(texts)) == len(texts) == 500
-        and Counter(clip.category for clip in added if clip.kind == "sentence")["phrase"] == 200
-    )
+    kinds = Counter(clip.category for clip in added if clip.kind == "sentence")
+    assert len(set(texts)) == len(texts) == 600 and (kinds["phrase"], kinds["balanced"]) == (200, 100)
     assert not set(texts) & {clip.text for clip in before.values()}
     pieces = Counter(clip.id.rpartition("-")[0] for clip in added if clip.kind == "piece")
     wholes = {clip.id: len(split_speech_text(clip.text)) for clip in added if clip.kind == "sentence"}
@@ -240,6 +239,27 @@ def test_phrases_bring_the_words_of_answers_and_letters():
     assert min(said[word] for answer in answers for word in answer.split()) >= 1
     words = [found[1].lower() for text in texts if (found := re.match(r"(?:My name is )?(\w\w+)(?: is spelled|,) [A-Z],", text))]
     assert 400 < len(words) < 600 and not set(words) & {word.lower() for word in (*facts.SPELLED, *facts.PEOPLE)}
+
+
+def test_balanced_lines_say_what_is_said_least():
+    said = [line.text for line in sentences(4000)]
+    tested = {"Let us cook dinner together.", "This call may be recorded."}
+    many = balanced(1000, said, tested)
+    texts = [line.text for line in many]
+    assert len(set(texts)) == 1000 and balanced(200, said, tested) == many[:200] != balanced(200, said, tested, seed=1)
+    assert not any(part in text for text in texts for part in ("us cook dinner together", "call may be", "may be recorded"))
+    before = Counter(word for text in said for word in set(words(text)))
+    after = before + Counter(word for text in texts for word in set(words(text)))
+    known = vocabulary()
+    assert len(known) > 600 and {"Canberra", "connect", "o'clock"} <= set(known)
+    rare = [word for word in known if before[word] < 5]
+    assert len(rare) > 150 and min(after[word] for word in rare) >= 3
+    assert sum(after[word] for word in rare) > 2000 > 10 * sum(before[word] for word in rare)
+    assert [words("My name is Anna, A."), words("Anna's hat. Please!"), words("")] == [
+        ["my", "name", "is", "Anna", "A"],
+        ["Anna's", "hat", "please"],
+        [],
+    ]
 
 
 def test_pieces_are_those_of_a_reply():

@@ -48,7 +48,8 @@ def _answered(rng: random.Random) -> str:
     return rng.choice(ANSWERED)
 
 
-def _phrase(rng: random.Random) -> str:
+def phrase(rng: random.Random) -> str:
+    """A few words as they may stand in a sentence."""
     count = number(rng.randint(2, 99))
     return rng.choice(
         [
@@ -85,7 +86,7 @@ def _phrase(rng: random.Random) -> str:
 
 def _list(rng: random.Random) -> str:
     mark = rng.choice((",", "", ""))
-    return f"{mark} ".join(_phrase(rng) for _ in range(rng.randint(2, 3)))
+    return f"{mark} ".join(phrase(rng) for _ in range(rng.randint(2, 3)))
 
 
 def _spelling(rng: random.Random) -> str:

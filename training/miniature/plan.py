@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ...processors.processing_baichuan_audio import split_speech_text
+from .balanced import balanced
 from .phrases import phrases
 from .prompts import prompts
 from .sentences import MOST_SENTENCES, SUMS, Line, questions, sentences, wide_arithmetic
@@ -78,6 +79,7 @@ class Plan:
         sums: answers to written sums, in the model's own voice.
         more: of the sentences that nobody says so far, at most so many in the model's own voice.
         phrases: phrases in ever new order and spelled words, in the model's own voice.
+        balanced: lines of the words that all of the above say least, in the model's own voice.
     """
 
     test: int = 120
@@ -92,6 +94,7 @@ class Plan:
     sums: int = 2500
     more: int = 9000
     phrases: int = 6000
+    balanced: int = 10_000
     seed: int = 0
 
 
@@ -219,6 +222,8 @@ def make_plan(plan: Plan) -> list[Clip]:
     unsaid = [line for line in everything[total:] if line.text not in tested_or_said][: plan.more]
     unsaid += [line for line in phrases(plan.phrases, plan.seed) if line.text not in tested_or_said]
     result += clips(unsaid, "sentence", "train", "own", first=len(result))
+    even = balanced(plan.balanced, [clip.text for clip in result], tested, plan.seed)
+    result += clips([line for line in even if line.text not in tested_or_said], "sentence", "train", "own", first=len(result))
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")
