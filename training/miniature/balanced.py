@@ -7,6 +7,7 @@ heard is neither spoken well by the LLM nor decoded well from its codes.
 import random
 from collections import Counter
 from collections.abc import Container, Iterable
+from functools import cache
 
 from . import facts
 from .phrases import phrase
@@ -32,10 +33,11 @@ def words(text: str) -> list[str]:
     return found
 
 
-def vocabulary() -> list[str]:
+@cache  # plans without these lines ask for it too
+def vocabulary() -> tuple[str, ...]:
     """Every word of the domain's sentences and answers, in order."""
     texts = [line.text for line in sentences(MOST_SENTENCES)] + [line.answer for line in questions()]
-    return sorted({word for text in texts for word in words(text)} - {""})
+    return tuple(sorted({word for text in texts for word in words(text)} - {""}))
 
 
 def balanced(count: int, said: Iterable[str], tested: Container[str], seed: int = 0) -> list[Line]:
