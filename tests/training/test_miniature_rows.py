@@ -43,6 +43,7 @@ def corpus(tmp_path_factory):
             more=3,
             phrases=3,
             balanced=3,
+            frames=3,
         )
     )
     asked = {clip.answer for clip in clips if clip.kind == "question"}

@@ -8,6 +8,7 @@ import pytest
 from modeling_baichuan_audio.processors.processing_baichuan_audio import split_speech_text
 from modeling_baichuan_audio.training.miniature import facts
 from modeling_baichuan_audio.training.miniature.balanced import balanced, vocabulary, words
+from modeling_baichuan_audio.training.miniature.frames import frames
 from modeling_baichuan_audio.training.miniature.phrases import phrases
 from modeling_baichuan_audio.training.miniature.plan import OWN_VOICE, TEST_VOICES, TRAIN_VOICES, Plan, make_plan, uncovered
 from modeling_baichuan_audio.training.miniature.prompts import WORDS as COMMON_WORDS
@@ -25,7 +26,7 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 
 
 COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5, "covered": 0}
-COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0, "balanced": 0}
+COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0, "balanced": 0, "frames": 0}
 SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
@@ -214,16 +215,19 @@ def test_the_own_voice_says_what_others_say():
 
 
 def test_the_own_voice_says_what_nobody_says():
-    """Sentences left over, phrases, rare words: no text twice, none that is tested, all that the plan has without them the same."""
+    """Sentences left over, phrases, rare words, other words: no text twice, none that is tested, all else of the plan the same."""
     before = {clip.id: clip for clip in make_plan(SMALL)}
-    clips = make_plan(Plan(**COUNTS | {"more": 300, "phrases": 200, "balanced": 100}))
+    clips = make_plan(Plan(**COUNTS | {"more": 300, "phrases": 200, "balanced": 100, "frames": 50}))
     added = [clip for clip in clips if clip.id not in before]
     assert {clip.id for clip in clips} >= set(before) and len({clip.id for clip in clips}) == len(clips)
     assert {(clip.voice, clip.split) for clip in added} == {(OWN_VOICE, "train")}
     texts = [clip.text for clip in added if clip.kind == "sentence"]
     kinds = Counter(clip.category for clip in added if clip.kind == "sentence")
-    assert len(set(texts)) == len(texts) == 600 and (kinds["phrase"], kinds["balanced"]) == (200, 100)
-    assert not set(texts) & {clip.text for clip in before.values()}
+    assert (kinds["phrase"], kinds["balanced"]) == (200, 100) and 30 < kinds["frame"] <= 50  # but those that are said already
+    assert len(set(texts)) == len(texts) == 600 + kinds["frame"]
+    others = {clip.text for clip in added if clip.kind == "sentence" and clip.category != "frame"}
+    assert not others & {clip.text for clip in before.values()}
+    assert not set(texts) & {clip.text for clip in clips if clip.split != "train" and clip.kind == "sentence"}
     pieces = Counter(clip.id.rpartition("-")[0] for clip in added if clip.kind == "piece")
     wholes = {clip.id: len(split_speech_text(clip.text)) for clip in added if clip.kind == "sentence"}
     assert pieces == {name: count for name, count in wholes.items() if count > 1}
@@ -260,6 +264,18 @@ def test_balanced_lines_say_what_is_said_least():
         ["Anna's", "hat", "please"],
         [],
     ]
+
+
+def test_frames_stand_around_many_words():
+    tested = {"Turn left after the park and go straight on.", "This call may be recorded."}
+    many = frames(3000, tested)
+    texts = [line.text for line in many]
+    assert len(set(texts)) == 3000 and frames(300, tested) == many[:300] != frames(300, tested, seed=1)
+    assert not tested & set(texts) and "Your message has been saved." in texts
+    for frame in (r"Turn left after (.+) and go straight on\.", r"Let us (.+) together\.", r"We usually (.+) in the evening\."):
+        around = [found[1] for text in texts if (found := re.fullmatch(frame, text))]
+        known = [words for words in around if words in (*facts.PLACES, *facts.ACTIVITIES)]
+        assert len(around) == len(set(around)) > 50 and 8 < len(known) < len(around) / 2
 
 
 def test_pieces_are_those_of_a_reply():

@@ -11,12 +11,10 @@ from functools import cache
 
 from . import facts
 from .phrases import phrase
-from .sentences import GRAMMARS, MOST_SENTENCES, Line, capitalized, distinct, questions, sentences
+from .sentences import MOST_SENTENCES, Line, capitalized, distinct, of_any_kind, questions, sentences
 
 
 TRIED = 16  # lines that are drawn for one that is kept
-# As many as each grammar has sentences: small kinds come as often as large ones. Spelled words are among the phrases.
-_KINDS = {"time": 8, "date": 7, "number": 11, "menu": 27, "daily": 20}
 _NAMES = {
     *("I", *facts.PEOPLE, *facts.DAYS, *facts.MONTHS, *facts.LETTERS),
     *(word for pair in facts.CAPITALS.items() for name in pair for word in name.split()),
@@ -55,8 +53,7 @@ def balanced(count: int, said: Iterable[str], tested: Container[str], seed: int 
 
     def sentence() -> str:
         while True:
-            grammar, _ = GRAMMARS[rng.choices(list(_KINDS), list(_KINDS.values()))[0]]
-            text = capitalized(grammar(rng))
+            text = of_any_kind(rng)
             if text not in tested:
                 return text
 

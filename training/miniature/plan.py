@@ -8,6 +8,7 @@ from typing import Any
 
 from ...processors.processing_baichuan_audio import split_speech_text
 from .balanced import balanced
+from .frames import frames
 from .phrases import phrases
 from .prompts import prompts
 from .sentences import MOST_SENTENCES, SUMS, Line, questions, sentences, wide_arithmetic
@@ -80,6 +81,7 @@ class Plan:
         more: of the sentences that nobody says so far, at most so many in the model's own voice.
         phrases: phrases in ever new order and spelled words, in the model's own voice.
         balanced: lines of the words that all of the above say least, in the model's own voice.
+        frames: sentences of daily life and of menus with other words in them, in the model's own voice.
     """
 
     test: int = 120
@@ -95,6 +97,7 @@ class Plan:
     more: int = 9000
     phrases: int = 6000
     balanced: int = 10_000
+    frames: int = 5000
     seed: int = 0
 
 
@@ -223,7 +226,10 @@ def make_plan(plan: Plan) -> list[Clip]:
     unsaid += [line for line in phrases(plan.phrases, plan.seed) if line.text not in tested_or_said]
     result += clips(unsaid, "sentence", "train", "own", first=len(result))
     even = balanced(plan.balanced, [clip.text for clip in result], tested, plan.seed)
-    result += clips([line for line in even if line.text not in tested_or_said], "sentence", "train", "own", first=len(result))
+    even += frames(plan.frames, tested, plan.seed)
+    said_now = {line.text for line in unsaid}
+    spoken = clips([line for line in even if line.text not in tested_or_said], "sentence", "train", "own", first=len(result))
+    result += [clip for clip in spoken if clip.text not in said_now]
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")

@@ -13,7 +13,7 @@ With the checkpoint whose tokenizer is trained, every clip is encoded once and t
 | file | rows | for |
 |---|---|---|
 | `speech.jsonl`, `speech-valid.jsonl` | transcription and speech, with a share of the written rows | stages 1 and 2 |
-| `chat.jsonl` | questions, spoken or written, with answers, written or spoken, all sums, some transcription and speech | fine-tuning |
+| `chat.jsonl` | questions, spoken or written, with answers, written or spoken, sums, speech and some transcription | fine-tuning |
 | `longer.jsonl` | transcriptions of several clips in a row | fine-tuning |
 """
 
@@ -44,6 +44,8 @@ FILLER = "_"  # no text of the domain has it
 COPIES = 40_000
 LONGER_SUMS = 12_000
 LONGER = 6000
+# Copies of rows with speech that is hard to learn: of `balanced.py` and `frames.py`, of answers to small facts, of answers to sums.
+RARE, SMALL_ANSWERS, SUM_ANSWERS = 3, 4, 2
 SPEEDS = (0.9, 1.1)
 ROOMS = ("room0", "room1")
 Entry = dict[str, Any]
@@ -169,37 +171,49 @@ def _pieces(entry: Entry, codes: dict[str, list]) -> Row | None:
     return {"task": "itts", "segments": [part for text, path in pairs for part in ({"text": text}, {"audio_codes": codes[path]})]}
 
 
-def speech_rows(entries: list[Entry], codes: dict[str, list], split: str) -> list[Row]:
-    """Transcription of everything, the few true voices at three speeds and through two rooms; speech in the model's own voice."""
-    rows: list[Row] = []
-    for entry in entries:
-        if entry["split"] != split or entry["kind"] == "piece":
-            continue
-        rows += [_transcription(entry, codes[name]) for name in _heard(entry)]
-        if entry["voice"] == OWN_VOICE:
-            rows.append(_pieces(entry, codes) or _speech(entry, codes[entry["path"]]))
-    return rows
+def speech_rows(entries: list[Entry], codes: dict[str, list], split: str, own_heard: int = 1) -> list[Row]:
+    """
+    Transcription of everything, the few true voices at three speeds and through two rooms; speech in the model's own voice, lines of
+    rare words `RARE` times.
+
+    Args:
+        own_heard: the own voice, which is easily understood, is transcribed in every so many of its clips.
+    """
+    heard, spoken = [], []
+    members = [entry for entry in entries if entry["split"] == split and entry["kind"] != "piece"]
+    for number, entry in enumerate(members):
+        own = entry["voice"] == OWN_VOICE
+        if not own or number % own_heard == 0:
+            heard += [_transcription(entry, codes[name]) for name in _heard(entry)]
+        if own:
+            row = _pieces(entry, codes) or _speech(entry, codes[entry["path"]])
+            spoken += [row] * (RARE if entry["category"] in ("balanced", "frame") else 1)
+    return heard + spoken
 
 
 def chat_rows(entries: list[Entry], codes: dict[str, list]) -> list[Row]:
-    """Spoken questions with written and with spoken answers, and written questions with spoken answers, where one was recorded."""
+    """
+    Spoken questions with written and with spoken answers, and written questions with spoken answers, where one was recorded: those
+    to small facts `SMALL_ANSWERS` times, to sums `SUM_ANSWERS` times.
+    """
     spoken = {entry["text"]: codes[entry["path"]] for entry in entries if entry["kind"] == "answer"}
     rows: list[Row] = []
+
+    def answered(question: dict[str, Any] | str, answer: str, category: str) -> list[Row]:
+        if answer not in spoken:
+            return []
+        said = [{"type": "text", "text": answer}, {"type": "audio", "audio_codes": spoken[answer]}]
+        return [_chat(question, said, speech=True)] * (SUM_ANSWERS if category in SUMS else SMALL_ANSWERS)
+
     for entry in entries:
         if entry["split"] != "train" or entry["kind"] != "question":
             continue
         for heard in ({"type": "audio", "audio_codes": codes[name]} for name in _heard(entry)):
-            rows.append(_chat(heard, entry["answer"]))
-            if entry["answer"] in spoken:
-                rows.append(_chat(heard, _spoken(entry["answer"], spoken), speech=True))
+            rows += [_chat(heard, entry["answer"]), *answered(heard, entry["answer"], entry["category"])]
     for line in questions():
-        if not line.held_out and line.answer in spoken:
-            rows.append(_chat(line.text, _spoken(line.answer, spoken), speech=True))
+        if not line.held_out:
+            rows += answered(line.text, line.answer, line.category)
     return rows
-
-
-def _spoken(answer: str, spoken: dict[str, list]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": answer}, {"type": "audio", "audio_codes": spoken[answer]}]
 
 
 def encode(entries: list[Entry], folder: Path, checkpoint: str) -> dict[str, list]:
@@ -250,7 +264,8 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
     speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
     write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sums, 1500), target / "speech.jsonl")
     write_rows_file(speech_rows(learnt, codes, "valid"), target / "speech-valid.jsonl")
-    write_rows_file(chat + _asked() + sums + rng.sample(speech, len(speech) // 4), target / "chat.jsonl")
+    share = speech_rows(learnt, codes, "train", own_heard=8)
+    write_rows_file(chat + _asked() + rng.sample(sums, len(sums) // 3) + share, target / "chat.jsonl")
     heard = [row for row in speech if row["task"] == "asr"]
     write_rows_file(longer_transcriptions(heard, LONGER, random.Random(seed)), target / "longer.jsonl")
     return target

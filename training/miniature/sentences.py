@@ -2,8 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import facts
 
@@ -186,7 +187,7 @@ def questions() -> list[Line]:
     return [*_arithmetic(), *_comparisons(), *_small_facts(), *_orders(), *_spelling(), *talk]
 
 
-# Sentences: one function a grammar, each drawing one sentence.
+# Sentences: one function a grammar, each drawing one sentence, those of several kinds from tables of `facts` or others of their names.
 
 
 def clock_time(rng: random.Random) -> str:
@@ -208,8 +209,8 @@ def date(rng: random.Random) -> str:
     return f"{rng.choice(facts.MONTHS)} {rng.choice(facts.ORDINALS)}"
 
 
-def _time_sentence(rng):
-    place, day = rng.choice(facts.PLACES), rng.choice(facts.DAYS)
+def _time_sentence(rng, words=facts):
+    place, day = rng.choice(words.PLACES), rng.choice(words.DAYS)
     return rng.choice(
         [
             f"It is {clock_time(rng)}.",
@@ -224,24 +225,24 @@ def _time_sentence(rng):
     )
 
 
-def _date_sentence(rng):
-    person = rng.choice(facts.PEOPLE)
+def _date_sentence(rng, words=facts):
+    person = rng.choice(words.PEOPLE)
     return rng.choice(
         [
-            f"Today is {rng.choice(facts.DAYS)}, {date(rng)}.",
+            f"Today is {rng.choice(words.DAYS)}, {date(rng)}.",
             f"{person} was born on {date(rng)}.",
             f"The holiday begins on {date(rng)}.",
             f"My birthday is on {date(rng)}.",
             f"The office is closed on {date(rng)}.",
-            f"{person} will arrive on {rng.choice(facts.DAYS)}, {date(rng)}.",
+            f"{person} will arrive on {rng.choice(words.DAYS)}, {date(rng)}.",
             f"The concert is on {date(rng)} at {clock_time(rng)}.",
         ]
     )
 
 
-def _number_sentence(rng):
-    digits = " ".join(facts.ONES[rng.randint(0, 9)] for _ in range(rng.randint(3, 6)))
-    count, thing, person = number(rng.randint(2, 99)), rng.choice(facts.THINGS), rng.choice(facts.PEOPLE)
+def _number_sentence(rng, words=facts):
+    digits = " ".join(words.ONES[rng.randint(0, 9)] for _ in range(rng.randint(3, 6)))
+    count, thing, person = number(rng.randint(2, 99)), rng.choice(words.THINGS), rng.choice(words.PEOPLE)
     return rng.choice(
         [
             f"The number is {digits}.",
@@ -249,7 +250,7 @@ def _number_sentence(rng):
             f"The code is {digits}.",
             f"This {thing} costs {number(rng.randint(2, 999))} dollars.",
             f"{person} is {number(rng.randint(2, 99))} years old.",
-            f"There are {count} people in {rng.choice(facts.PLACES)}.",
+            f"There are {count} people in {rng.choice(words.PLACES)}.",
             f"Please open page {number(rng.randint(1, 300))}.",
             f"I live at number {number(rng.randint(1, 200))}.",
             f"We need {count} more minutes.",
@@ -264,8 +265,8 @@ def _spelling_sentence(rng):
     return rng.choice([f"{capitalized(word)} is spelled {spelled(word)}.", f"My name is {word}, {spelled(word)}."])
 
 
-def _menu_sentence(rng):
-    key, item, digit = rng.choice(facts.ONES[:10]), rng.choice(facts.MENU_ITEMS), number(rng.randint(1, 20))
+def _menu_sentence(rng, words=facts):
+    key, item, digit = rng.choice(words.ONES[:10]), rng.choice(words.MENU_ITEMS), number(rng.randint(1, 20))
     return rng.choice(
         [
             f"For {item}, press {key}.",
@@ -291,7 +292,7 @@ def _menu_sentence(rng):
             f"To return to the main menu, press {key}.",
             "Thank you for calling. Goodbye.",
             "This call may be recorded.",
-            f"Extension {' '.join(facts.ONES[rng.randint(0, 9)] for _ in range(3))} is busy.",
+            f"Extension {' '.join(words.ONES[rng.randint(0, 9)] for _ in range(3))} is busy.",
             "There is no one else in the conference.",
             f"There are {digit} people in the conference.",
             "You are now leaving the conference.",
@@ -299,29 +300,29 @@ def _menu_sentence(rng):
     )
 
 
-def _daily_sentence(rng):
-    person, other = rng.sample(facts.PEOPLE, 2)
-    relative, place = rng.choice(facts.RELATIVES), rng.choice(facts.PLACES)
-    thing, adjective = rng.choice(facts.THINGS), rng.choice(facts.ADJECTIVES)
+def _daily_sentence(rng, words=facts):
+    person, other = rng.sample(words.PEOPLE, 2)
+    relative, place = rng.choice(words.RELATIVES), rng.choice(words.PLACES)
+    thing, adjective = rng.choice(words.THINGS), rng.choice(words.ADJECTIVES)
     article = "an" if adjective[0] in "aeiou" else "a"
-    activity, day = rng.choice(facts.ACTIVITIES), rng.choice(facts.DAYS)
+    activity, day = rng.choice(words.ACTIVITIES), rng.choice(words.DAYS)
     return rng.choice(
         [
             f"My {relative} bought {article} {adjective} {thing} at {place}.",
             f"{person} put the {thing} in the {adjective} {rng.choice(['box', 'bag', 'car', 'basket'])}.",
-            f"I would like {rng.choice(facts.FOODS)} and {rng.choice(facts.DRINKS)}, please.",
+            f"I would like {rng.choice(words.FOODS)} and {rng.choice(words.DRINKS)}, please.",
             f"{person} and {other} want to {activity} on {day}.",
             f"The {thing} on the table is {adjective}.",
             f"Can you bring me the {adjective} {thing}?",
-            f"It will be {rng.choice(facts.WEATHER)} on {day}.",
-            f"It was {rng.choice(facts.WEATHER)} and {rng.choice(facts.WEATHER)} in the morning.",
+            f"It will be {rng.choice(words.WEATHER)} on {day}.",
+            f"It was {rng.choice(words.WEATHER)} and {rng.choice(words.WEATHER)} in the morning.",
             f"My {relative} works at {place}.",
             f"{person} gave the {thing} to {other}.",
             f"We usually {activity} in the evening.",
             f"Where did you find that {adjective} {thing}?",
             f"The {relative} of {person} lives near {place}.",
             f"I forgot my {thing} at {place}.",
-            f"{person} drinks {rng.choice(facts.DRINKS)} every {day}.",
+            f"{person} drinks {rng.choice(words.DRINKS)} every {day}.",
             f"Turn left after {place} and go straight on.",
             f"Let us {activity} together.",
             f"She lost her {adjective} {thing} near {place}.",
@@ -331,7 +332,7 @@ def _daily_sentence(rng):
     )
 
 
-GRAMMARS: dict[str, tuple[Callable[[random.Random], str], float]] = {
+GRAMMARS: dict[str, tuple[Callable[..., str], float]] = {
     "time": (_time_sentence, 0.14),
     "date": (_date_sentence, 0.12),
     "number": (_number_sentence, 0.2),
@@ -339,6 +340,16 @@ GRAMMARS: dict[str, tuple[Callable[[random.Random], str], float]] = {
     "menu": (_menu_sentence, 0.12),
     "daily": (_daily_sentence, 0.36),
 }
+
+
+# As many as each grammar has kinds of sentences. Spelled words are among the phrases.
+KINDS = {"time": 8, "date": 7, "number": 11, "menu": 27, "daily": 20}
+
+
+def of_any_kind(rng: random.Random, words: Any = facts, names: Sequence[str] = tuple(KINDS)) -> str:
+    """A sentence of these grammars, of all kinds equally often, with the words of these tables."""
+    grammar, _ = GRAMMARS[rng.choices(names, [KINDS[name] for name in names])[0]]
+    return capitalized(grammar(rng, words))
 
 
 def sentences(count: int, seed: int = 0) -> list[Line]:
