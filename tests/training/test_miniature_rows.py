@@ -144,6 +144,29 @@ def test_spoken_rows_parse_and_end_in_speech(corpus, tiny_folder):
     assert heard and all(len(row["messages"][-2]["content"][0]["audio_codes"]) == 8 for row in heard)
 
 
+def test_what_is_hard_to_say_comes_more_often(corpus, tiny_folder):
+    """Rare words and frames three times, spoken answers to small facts four times and to sums twice; an eighth of the easy is heard."""
+    target = write_rows(corpus, str(tiny_folder))
+    entries = {entry["text"]: entry for entry in read_manifest(corpus) if entry["split"] == "train" and entry["voice"] == "heart"}
+    for name in ("speech.jsonl", "chat.jsonl"):
+        spoken = Counter(
+            "".join(part.get("text", "") for part in row["segments"])
+            for row in lines(target / name)
+            if row["task"] in ("tts", "itts")
+        )
+        times = {text: spoken[text] for text, entry in entries.items() if entry["kind"] == "sentence"}
+        assert all(count == (3 if entries[text]["category"] in ("balanced", "frame") else 1) for text, count in times.items())
+        assert {1, 3} == set(times.values())
+    small = {line.answer for line in questions() if line.category not in ("arithmetic", "comparison")}
+    answers = Counter(json.dumps(row) for row in lines(target / "chat.jsonl") if row.get("speech"))
+    copies = {(json.loads(row)["messages"][-1]["content"][0]["text"] in small, count) for row, count in answers.items()}
+    assert copies == {(True, 4), (False, 2)}
+    heard = Counter(row["segments"][1]["text"] for row in lines(target / "chat.jsonl") if row["task"] == "asr")
+    everything = Counter(row["segments"][1]["text"] for row in lines(target / "speech.jsonl") if row["task"] == "asr")
+    assert all(text in heard for text in everything if text not in entries)
+    assert 0.05 < sum(text in heard for text in entries) / len(entries) < 0.3
+
+
 def test_true_voices_are_heard_at_three_speeds_and_through_two_rooms(corpus, tiny_folder):
     rows = [row for row in lines(write_rows(corpus, str(tiny_folder)) / "speech.jsonl") if row["task"] == "asr"]
     entries = [entry for entry in read_manifest(corpus) if entry["split"] == "train" and entry["kind"] != "piece"]
