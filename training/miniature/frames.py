@@ -15,7 +15,7 @@ from .sentences import Line, distinct, of_any_kind
 
 _VERBS = "read write learn clean watch visit buy find open close wash carry sell draw paint fix move bring share keep".split()
 _NOUNS = [*facts.THINGS, *facts.SPELLED]
-_ADJECTIVES = [word for pair in facts.OPPOSITES[:-2] for word in pair]
+_ADJECTIVES = [word for pair in facts.OPPOSITES[:-2] for word in pair]  # the last two pairs are no adjectives
 _NAMED = [f"{whose} {noun}" for whose in ("the", "my", "our") for noun in _NOUNS]
 
 
