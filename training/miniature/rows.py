@@ -174,7 +174,7 @@ def _pieces(entry: Entry, codes: dict[str, list]) -> Row | None:
 def speech_rows(entries: list[Entry], codes: dict[str, list], split: str, own_heard: int = 1) -> list[Row]:
     """
     Transcription of everything, the few true voices at three speeds and through two rooms; speech in the model's own voice, lines of
-    rare words `RARE` times.
+    rare words and frames `RARE` times.
 
     Args:
         own_heard: the own voice, which is easily understood, is transcribed in every so many of its clips.
