@@ -46,7 +46,8 @@ class TestSets:
     Attributes:
         voices: sentences by voices that were not trained on. sentences: new sentences in a known voice. human: recordings of a person.
         questions: by held-out voices, half of them (where there are enough) about held-out operands. answers: the corpus's own
-            recordings of answers that these questions ask for. known, operands: the questions apart. sha256: of the manifest.
+            recordings of answers that these questions ask for, the first of several takes. known, operands: the questions apart.
+            sha256: of the manifest.
 
     Raises:
         ValueError: no manifest, entries without what is needed, a set that is empty, a recording that is missing.
@@ -69,7 +70,7 @@ class TestSets:
                 "known": [e for e in entries if e["split"] == "test_voice" and e["kind"] == "question"],
                 "operands": [e for e in entries if e["split"] == "test_operands"],
             }
-            spoken = {e["text"]: e for e in entries if e["kind"] == "answer"}
+            spoken = {e["text"]: e for e in reversed(entries) if e["kind"] == "answer"}
         except KeyError as error:
             raise ValueError(f"An entry of {self.manifest} has no {error.args[0]}.") from error
         empty = [name for name, members in found.items() if not members]

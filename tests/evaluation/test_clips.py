@@ -35,6 +35,12 @@ def test_the_sets_of_a_corpus(corpus):
     )
 
 
+def test_of_several_takes_of_an_answer_the_first_is_heard(tmp_path):
+    takes = [("train", "answer", "b1", "A cat says meow.", "", "own"), ("train", "answer", "b2", "Tuesday.", "", "own")]
+    sets = TestSets(write_corpus(tmp_path, [*ENTRIES, *takes]), 120)
+    assert names(sets.answers) == ["train-a1", "train-a2", "train-b2"]
+
+
 def test_the_limit_keeps_both_kinds_of_questions(corpus):
     sets = TestSets(corpus, 2)
     assert (len(sets.voices), len(sets.human), len(sets.known), len(sets.operands)) == (2, 2, 1, 1)

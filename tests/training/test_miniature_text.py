@@ -26,7 +26,7 @@ from modeling_baichuan_audio.training.miniature.sentences import (
 
 
 COUNTS = {"test": 12, "valid": 6, "own": 60, "varied": 20, "voices": 15, "prompts": 12, "prompt_voices": 5, "covered": 0}
-COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0, "balanced": 0, "frames": 0}
+COUNTS |= {"again": 0, "sums": 0, "more": 0, "phrases": 0, "balanced": 0, "frames": 0, "takes": 0}
 SMALL = Plan(**COUNTS)
 WORDS = {number(value): value for value in range(10_000)}
 
@@ -231,6 +231,18 @@ def test_the_own_voice_says_what_nobody_says():
     pieces = Counter(clip.id.rpartition("-")[0] for clip in added if clip.kind == "piece")
     wholes = {clip.id: len(split_speech_text(clip.text)) for clip in added if clip.kind == "sentence"}
     assert pieces == {name: count for name, count in wholes.items() if count > 1}
+
+
+def test_answers_to_small_facts_have_other_takes():
+    before = {clip.id for clip in make_plan(SMALL)}
+    few, many = (make_plan(Plan(**COUNTS | {"takes": takes})) for takes in (2, 3))
+    added = [clip for clip in many if clip.id not in before]
+    assert {clip.id for clip in many} > {clip.id for clip in few} > before
+    assert {(clip.voice, clip.split, clip.kind) for clip in added} == {(OWN_VOICE, "train", "answer")}
+    told = {line.answer for line in questions() if line.category not in ("arithmetic", "comparison")}
+    assert Counter(clip.text for clip in added) == dict.fromkeys(told, 3)
+    speeds = [clip.speed for clip in added]
+    assert 0.88 <= min(speeds) < 0.9 and 1.1 < max(speeds) <= 1.12 and len(set(speeds)) == 25
 
 
 def test_phrases_bring_the_words_of_answers_and_letters():

@@ -82,6 +82,7 @@ class Plan:
         phrases: phrases in ever new order and spelled words, in the model's own voice.
         balanced: lines of the words that all of the above say least, in the model's own voice.
         frames: sentences of daily life and of menus with other words in them, in the model's own voice.
+        takes: more recordings of every answer to a small fact, in the model's own voice at other speeds.
     """
 
     test: int = 120
@@ -98,6 +99,7 @@ class Plan:
     phrases: int = 6000
     balanced: int = 10_000
     frames: int = 5000
+    takes: int = 8
     seed: int = 0
 
 
@@ -113,6 +115,8 @@ class _Speakers:
         engine, voice, pitch, speed = "hibari", OWN_VOICE, 1.0, 1.0
         if who == "varied":
             pitch, speed = rng.choice(PITCHES), round(rng.uniform(0.9, 1.15), 2)
+        elif who == "take":  # the own voice says a text always alike at the same speed
+            speed = round(rng.uniform(0.88, 1.12), 2)
         elif who in ("train", "test"):
             engine = "kokoro"
             voices = TRAIN_VOICES if who == "train" else TEST_VOICES
@@ -230,6 +234,8 @@ def make_plan(plan: Plan) -> list[Clip]:
     said_now = {line.text for line in unsaid}
     spoken = clips([line for line in even if line.text not in tested_or_said], "sentence", "train", "own", first=len(result))
     result += [clip for clip in spoken if clip.text not in said_now]
+    facts_told = list({line.answer: answers[line.answer] for line in small}.values())
+    result += clips(facts_told * plan.takes, "answer", "train", "take")
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")
     result += clips(new_texts, "sentence", "test_sentence", "own")

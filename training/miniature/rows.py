@@ -22,7 +22,9 @@ import json
 import os
 import random
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ LONGER_SUMS = 12_000
 LONGER = 6000
 # Copies of rows with speech that is hard to learn: of `balanced.py` and `frames.py`, of answers to small facts, of answers to sums.
 RARE, SMALL_ANSWERS, SUM_ANSWERS = 3, 4, 2
+TAKES_HEARD = 4  # times that each take of an answer to a small fact is among the recordings
 SPEEDS = (0.9, 1.1)
 ROOMS = ("room0", "room1")
 Entry = dict[str, Any]
@@ -115,10 +118,10 @@ def sum_rows() -> list[Row]:
 
 
 def _recordings(entry: Entry) -> list[Row]:
-    """A clip, to be read from the manifest's folder; those of the few true voices five times, answers but for sums thirty times."""
+    """A clip, to be read from the manifest's folder; those of the few true voices five times, of small facts `TAKES_HEARD` times."""
     row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
     if entry["kind"] == "answer" and entry["category"] not in SUMS:
-        return [row] * 30
+        return [row] * TAKES_HEARD
     return [row] * (5 if entry["engine"] == "kokoro" else 1)
 
 
@@ -194,16 +197,21 @@ def speech_rows(entries: list[Entry], codes: dict[str, list], split: str, own_he
 def chat_rows(entries: list[Entry], codes: dict[str, list]) -> list[Row]:
     """
     Spoken questions with written and with spoken answers, and written questions with spoken answers, where one was recorded: those
-    to small facts `SMALL_ANSWERS` times, to sums `SUM_ANSWERS` times.
+    to small facts `SMALL_ANSWERS` times, to sums `SUM_ANSWERS` times, all takes of an answer in turn.
     """
-    spoken = {entry["text"]: codes[entry["path"]] for entry in entries if entry["kind"] == "answer"}
+    takes: dict[str, list[list]] = defaultdict(list)
+    for entry in entries:
+        if entry["kind"] == "answer":
+            takes[entry["text"]].append(codes[entry["path"]])
+    in_turn = {answer: cycle(recorded) for answer, recorded in takes.items()}
     rows: list[Row] = []
 
     def answered(question: dict[str, Any] | str, answer: str, category: str) -> list[Row]:
-        if answer not in spoken:
+        if answer not in in_turn:
             return []
-        said = [{"type": "text", "text": answer}, {"type": "audio", "audio_codes": spoken[answer]}]
-        return [_chat(question, said, speech=True)] * (SUM_ANSWERS if category in SUMS else SMALL_ANSWERS)
+        recorded = islice(in_turn[answer], SUM_ANSWERS if category in SUMS else SMALL_ANSWERS)
+        said = ([{"type": "text", "text": answer}, {"type": "audio", "audio_codes": take}] for take in recorded)
+        return [_chat(question, parts, speech=True) for parts in said]
 
     for entry in entries:
         if entry["split"] != "train" or entry["kind"] != "question":
