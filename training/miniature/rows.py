@@ -22,9 +22,7 @@ import json
 import os
 import random
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +123,11 @@ def _recordings(entry: Entry) -> list[Row]:
     return [row] * (5 if entry["engine"] == "kokoro" else 1)
 
 
+def _is_further_take(entry: Entry) -> bool:
+    """An answer at another speed: for mel decoder and flow matching. The LLM is understood better when it knows one take by heart."""
+    return entry["id"].startswith("answer-take-")
+
+
 def _heard(entry: Entry) -> list[str]:
     """Names of a clip's codes: one, and of the few true voices those at other speeds and through other rooms too."""
     others = (*SPEEDS, *ROOMS) if entry["engine"] == "kokoro" and entry["split"] == "train" else ()
@@ -197,21 +200,16 @@ def speech_rows(entries: list[Entry], codes: dict[str, list], split: str, own_he
 def chat_rows(entries: list[Entry], codes: dict[str, list]) -> list[Row]:
     """
     Spoken questions with written and with spoken answers, and written questions with spoken answers, where one was recorded: those
-    to small facts `SMALL_ANSWERS` times, to sums `SUM_ANSWERS` times, all takes of an answer in turn.
+    to small facts `SMALL_ANSWERS` times, to sums `SUM_ANSWERS` times.
     """
-    takes: dict[str, list[list]] = defaultdict(list)
-    for entry in entries:
-        if entry["kind"] == "answer":
-            takes[entry["text"]].append(codes[entry["path"]])
-    in_turn = {answer: cycle(recorded) for answer, recorded in takes.items()}
+    spoken = {entry["text"]: codes[entry["path"]] for entry in entries if entry["kind"] == "answer"}
     rows: list[Row] = []
 
     def answered(question: dict[str, Any] | str, answer: str, category: str) -> list[Row]:
-        if answer not in in_turn:
+        if answer not in spoken:
             return []
-        recorded = islice(in_turn[answer], SUM_ANSWERS if category in SUMS else SMALL_ANSWERS)
-        said = ([{"type": "text", "text": answer}, {"type": "audio", "audio_codes": take}] for take in recorded)
-        return [_chat(question, parts, speech=True) for parts in said]
+        said = [{"type": "text", "text": answer}, {"type": "audio", "audio_codes": spoken[answer]}]
+        return [_chat(question, said, speech=True)] * (SUM_ANSWERS if category in SUMS else SMALL_ANSWERS)
 
     for entry in entries:
         if entry["split"] != "train" or entry["kind"] != "question":
@@ -268,6 +266,7 @@ def write_rows(folder: str | Path, checkpoint: str | None = None, seed: int = 0)
         write_rows_file([*_asked(copies=12), *sums, *copy_rows(entries, COPIES, rng)], target / "text.jsonl")
         write_rows_file(sums + rng.sample(texts, len(texts) // 2), target / "sums.jsonl")
         return target
+    learnt = [entry for entry in learnt if not _is_further_take(entry)]
     codes = encode(learnt, folder, checkpoint)
     speech, chat = speech_rows(learnt, codes, "train"), chat_rows(learnt, codes)
     write_rows_file(speech + rng.sample(texts, len(texts) // 3) + rng.sample(sums, 1500), target / "speech.jsonl")
