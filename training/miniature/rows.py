@@ -116,7 +116,7 @@ def sum_rows() -> list[Row]:
 
 
 def _recordings(entry: Entry) -> list[Row]:
-    """A clip, to be read from the manifest's folder; those of the few true voices five times, of small facts `TAKES_HEARD` times."""
+    """A clip, read from the manifest's folder: true voices, which are few, five times, answers to small facts `TAKES_HEARD` times."""
     row = {"task": "asr", "segments": [{"audio": f"../{entry['path']}"}, {"text": entry["text"]}]}
     if entry["kind"] == "answer" and entry["category"] not in SUMS:
         return [row] * TAKES_HEARD
