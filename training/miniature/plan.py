@@ -234,7 +234,7 @@ def make_plan(plan: Plan) -> list[Clip]:
     said_now = {line.text for line in unsaid}
     spoken = clips([line for line in even if line.text not in tested_or_said], "sentence", "train", "own", first=len(result))
     result += [clip for clip in spoken if clip.text not in said_now]
-    facts_told = list({line.answer: answers[line.answer] for line in small}.values())
+    facts_told = [line for line in answers.values() if line.category not in SUMS]
     result += clips(facts_told * plan.takes, "answer", "train", "take")
     result += [piece for clip in result if clip.kind in ("sentence", "prompt") for piece in _pieces(clip)]
     result += clips(valid, "sentence", "valid", "own")

@@ -124,7 +124,7 @@ def _recordings(entry: Entry) -> list[Row]:
 
 
 def _is_further_take(entry: Entry) -> bool:
-    """An answer at another speed: for mel decoder and flow matching. The LLM is understood better when it knows one take by heart."""
+    """An answer at another speed: for mel decoder and flow matching. An LLM that learnt them as well was understood less."""
     return entry["id"].startswith("answer-take-")
 
 
